@@ -259,6 +259,7 @@ def test_predict_prints_bars_and_draws_maps_of_the_images_it_can_read(folder, ca
     [
         ("predict MODEL 1.png --cam 1.png", "1.png"),
         ("predict MODEL . --cam 1.png", "1.png"),
+        ("predict MODEL folder:. --cam 1.png", "1.png"),
         ("predict MODEL 1.png 1-2.png --cam ../photos/1.png", "1.png"),
         ("predict MODEL other.png 1-2.png --cam 1.png", "1-2.png"),
         ("export MODEL MODEL/model.safetensors", "MODEL/model.safetensors"),

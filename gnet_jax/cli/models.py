@@ -64,9 +64,10 @@ def predict(
         raise UserError(f"no photo given after the model {model}; give {kinds}")
     _check_order(images)
     check_at_least("top", top)
+    inputs = data_files(images)
     if cam is not None:
         check_picture(cam, PHOTOS)
-        check_not_input(cam, images)
+        check_not_input(cam, inputs)
     (trained,) = open_models([model])
     mapper = None if cam is None else ActivationMapper(trained, exact=True)
     out, errors, seen, failed = console(), console(stderr=True), 0, 0
@@ -85,9 +86,8 @@ def predict(
         else:
             render(out, name, found)
         if cam is not None and mapper is not None and not isinstance(picture, UserError):
-            number = seen - failed
-            target = cam if number == 1 else cam.with_stem(f"{cam.stem}-{number}")
-            check_not_input(target, images)
+            target = cam if seen - failed == 1 else cam.with_stem(f"{cam.stem}-{seen - failed}")
+            check_not_input(target, inputs)
             save(draw(mapper(picture)[MAIN]), target)
             print(f"drew {target}", file=sys.stderr)
     say_not_read(left_out)
@@ -302,9 +302,11 @@ def inspect(
         class_index: class whose activation maps are drawn; the default is the most probable one.
     """
     from gnet_jax.inference.images import open_picture
-    from gnet_jax.lab.look.inside import draw_inside
+    from gnet_jax.lab.look.inside import DEFAULT, draw_inside, files
 
     _check_order([image])
+    for file in files(out, endpoint or DEFAULT):
+        check_not_input(file, [image])
     picture = open_picture(image)
     (trained,) = open_models([model])
     for file in draw_inside(trained, picture, out, endpoint, class_index):

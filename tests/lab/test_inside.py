@@ -78,6 +78,20 @@ def test_the_command_draws_everything(trained, tmp_path, capsys):
     assert "none.png" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["heads", "conv1-7x7_s2", "mixed3a-1"])
+def test_the_command_does_not_overwrite_the_photo(trained, tmp_path, capsys, name):
+    write_folder(tmp_path / "model", trained)
+    photo = tmp_path / f"{name}.png"
+    PHOTO.save(photo)
+    before = photo.read_bytes()
+    more = ["--endpoint", "mixed3a:1"] if name == "mixed3a-1" else []
+    arguments = [str(tmp_path / "model"), str(photo), "--out", str(tmp_path), *more]
+    assert main(["inspect", *arguments]) == 2
+    assert f"{name}.png is an input" in capsys.readouterr().err
+    assert photo.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_channels_of_a_bfloat16_network_are_drawn_as_float32(trained, tmp_path, monkeypatch):
     half = dataclasses.replace(trained, model=trained.model.clone(dtype=jnp.bfloat16))
     drawn = {}

@@ -1,6 +1,6 @@
 """Draw what is inside a network: its filters, its activations, and the regions each head uses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +51,25 @@ def draw_inside(
         channels = slice(None) if channel is None else slice(channel, channel + 1)
         values[name] = np.asarray(found[endpoint], np.float32)[..., channels]
     kernel = np.asarray(trained.variables["params"]["conv1"]["conv"]["kernel"])
-    figures: dict[str, Image.Image | Figure] = {
-        "filters.png": filters_figure(kernel, trained.preprocessing.channels),
-        "heads.png": heads_picture(ActivationMapper(trained)(picture, index)),
-    }
-    for name, value in values.items():
-        figures[f"{name.replace('/', '-').replace(':', '-')}.png"] = activation_figure(name, value)
+    figures: list[Image.Image | Figure] = [
+        filters_figure(kernel, trained.preprocessing.channels),
+        heads_picture(ActivationMapper(trained)(picture, index)),
+    ]
+    figures += [activation_figure(name, value) for name, value in values.items()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from error
-    for name, figure in figures.items():
-        save(figure, folder / name, dpi=110)
-    return [folder / name for name in figures]
+    drawn = files(folder, values)
+    for file, figure in zip(drawn, figures, strict=True):
+        save(figure, file, dpi=110)
+    return drawn
+
+
+def files(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Returns the files that `draw_inside` writes if it draws the outputs `names`."""
+    names = ["filters", "heads", *names]
+    return [folder / f"{name.replace('/', '-').replace(':', '-')}.png" for name in names]
 
 
 def filters_figure(kernel_HWCF: np.ndarray, channels: str) -> Figure:
