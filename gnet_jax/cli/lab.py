@@ -27,6 +27,7 @@ from gnet_jax.config.bucket import (
     traces,
 )
 from gnet_jax.config.command import parse_command, parse_sweep
+from gnet_jax.config.paths import typed_path
 
 Workdirs = Annotated[Positional[tuple[Path, ...]], several("WORKDIR ..."), IN_BUCKET]
 
@@ -194,7 +195,7 @@ def ablate(arguments: Sequence[str]) -> int:
     index, shards = map(int, found.groups()) if found else (0, 0)
     if index >= shards:
         raise UserError(f"--shard is {own.shard}; it must be i/n, with i from 0 to n - 1")
-    workdir = Path(next(iter(given.configs.values())).workdir).expanduser()
+    workdir = typed_path(next(iter(given.configs.values())).workdir)
     check_local("--workdir", workdir)  # of a sweep
     # Imported here, so that --help and command-line errors return immediately.
     from gnet_jax.lab.sweeps import report, sweep

@@ -12,6 +12,7 @@ from gnet_jax.cli.models import Model
 from gnet_jax.cli.output import check_not_input, several
 from gnet_jax.config import UserError, suggestion
 from gnet_jax.config.bucket import IN_BUCKET, locate
+from gnet_jax.config.paths import typed_path
 
 
 def download(
@@ -91,7 +92,7 @@ def convert(
 
     names = None if class_names is None else read_class_names(class_names)
     mapped = None if transform_input is None else transform_input == "yes"
-    done = "replaced the model in" if is_model_folder(dst.expanduser()) else "wrote"
+    done = "replaced the model in" if is_model_folder(typed_path(dst)) else "wrote"
     folder = convert_file(src, dst, class_names=names, transform_input=mapped)
     arch, classes = folder.model.arch, folder.class_names
     heads = ", ".join(arch.aux_after) or "none"

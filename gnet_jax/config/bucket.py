@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from gnet_jax.config.paths import typed_path
 from gnet_jax.errors import UserError, first_line
 
 _URL = re.compile("gs:/{1,2}([^/]+)/+(.+?)/*")  # pathlib writes the two slashes as one
@@ -223,7 +224,7 @@ def locate(path: str | Path) -> Place:
     Raises a UserError if it is another kind of URL.
     """
     if not is_url(path):
-        return Path(path).expanduser()
+        return typed_path(path)
     found = _URL.fullmatch(str(path))
     if not found:
         raise UserError(

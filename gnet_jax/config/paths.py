@@ -53,8 +53,11 @@ def as_text(name: str) -> str:
     return _UNPRINTABLE.sub(escape, name)
 
 
-def typed_path(text: str) -> Path:
-    """Returns `text` as a path, and expands ~ unless a file has exactly the name `text`."""
+def typed_path(text: str | Path) -> Path:
+    """Returns `text` as a path, and expands ~ unless a file has exactly the name `text`.
+
+    The name of a user who does not exist is not expanded.
+    """
     return Path(text if os.path.exists(text) else os.path.expanduser(text))
 
 

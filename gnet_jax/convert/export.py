@@ -25,6 +25,7 @@ import numpy as np
 from jax import export as jax_export
 
 from gnet_jax.config import UserError, json_text
+from gnet_jax.config.paths import typed_path
 from gnet_jax.config.recipes import needs
 from gnet_jax.convert.torch_file import read_torch, write_torch
 from gnet_jax.convert.torchvision import from_torchvision, to_torchvision
@@ -51,7 +52,7 @@ def export(folder: TrainedModel, out: str | Path) -> float:
     suffix, a missing package, a path that cannot be written, or a difference above `TOLERANCE`. If
     there is an error, an existing file `out` is not changed.
     """
-    out = Path(out).expanduser()
+    out = typed_path(out)
     if out.suffix not in _WRITERS:
         raise ExportError(f"cannot export to {out.name}; the suffixes are {', '.join(_WRITERS)}")
     if out.name == folders.WEIGHTS_FILE and folders.is_model_folder(out.parent):

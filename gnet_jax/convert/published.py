@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from gnet_jax.config import bucket
 from gnet_jax.config.bucket import Place
-from gnet_jax.config.paths import cache_folder
+from gnet_jax.config.paths import cache_folder, typed_path
 from gnet_jax.data import download
 from gnet_jax.model_folder import hub
 
@@ -53,7 +53,7 @@ def locate(name: str | Path) -> Place:
 
         place = bucket.locate(name)
         return place if is_workdir(place) else bucket.local_copy(place, bucket.own_files)
-    path, text = Path(name).expanduser(), str(name)
+    path, text = typed_path(name), str(name)
     if os.path.lexists(path):
         if text in PUBLISHED:
             note = "not the published weights of this name; rename it to use them"

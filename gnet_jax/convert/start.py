@@ -1,9 +1,9 @@
 """Loads the model that `--init` names; use it as `prepare(*with_start(config))`."""
 
 import dataclasses
-from pathlib import Path
 
 from gnet_jax.config import Config, ConfigError, Preprocessing
+from gnet_jax.config.paths import typed_path
 from gnet_jax.model_folder.folder import TrainedModel
 
 
@@ -17,7 +17,7 @@ def with_start(config: Config) -> tuple[Config, TrainedModel | None]:
         return config, None
     from gnet_jax.convert.read import read
 
-    pretrained = read(Path(config.init).expanduser())
+    pretrained = read(typed_path(config.init))
     return with_preprocessing(config, pretrained.preprocessing), pretrained
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gnet_jax.config.paths import typed_path
 from gnet_jax.data.sources import DataError
 
 _SYNSET = re.compile(r"(n\d{8})[\s,]+(\S.*)")  # n01440764 tench, Tinca tinca
@@ -24,7 +25,7 @@ def read_class_names(file: Path) -> tuple[str, ...]:
     WordNet id and name can replace a name. Raises DataError naming the first bad line or entry.
     """
     try:
-        text = file.expanduser().read_text("utf-8-sig")
+        text = typed_path(file).read_text("utf-8-sig")
     except OSError as error:
         raise DataError(f"cannot read the class names in {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -20,6 +20,7 @@ from PIL import Image
 from rich.table import Table
 
 from gnet_jax.config import Preprocessing, UserError
+from gnet_jax.config.paths import typed_path
 from gnet_jax.data.batches import BadRecord, BadRecords, prefetched, read_example
 from gnet_jax.data.decode import ImageError, decode, evaluation_size, shorter_side_size
 from gnet_jax.data.progress import progress_line
@@ -252,7 +253,7 @@ def paper_table(evaluations: Sequence[Evaluation]) -> Table:
 
 def write_results(model: Path, data: str, split: str, evaluations: Sequence[Evaluation]) -> None:
     """Write accuracies of one model into its model card, if it is a model folder with a card."""
-    card = model.expanduser() / CARD_FILE
+    card = typed_path(model) / CARD_FILE
     accuracies: dict[str, float] = {}
     for each in evaluations:
         if each.models == 1 and each.images:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gnet_jax.config import UserError
+from gnet_jax.config.paths import typed_path
 from gnet_jax.config.recipes import needs
 from gnet_jax.convert.export import export
 from gnet_jax.data.augment import preprocess
@@ -43,7 +44,7 @@ def export_int8(trained: TrainedModel, out: Path, data: str) -> list[Measured]:
     end in .onnx or cannot be written, if the data lacks a split or has a class that the model
     lacks, or if a package is missing.
     """
-    out = out.expanduser()
+    out = typed_path(out)
     if out.suffix != ".onnx":
         raise UserError(f"--int8 writes only .onnx files, not {out.suffix!r}")
     try:

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.config.bucket import locate
-from gnet_jax.config.paths import as_text
+from gnet_jax.config.paths import as_text, typed_path
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.batches import prefetched
 from gnet_jax.data.decode import ImageError, central_crop
@@ -59,7 +59,7 @@ def load(path: str | Path, step: int | None = None) -> TrainedModel:
         gnet_jax.config.UserError: if there is no such model, it cannot be downloaded, or it is
             corrupt.
     """
-    local, text = Path(path).expanduser(), os.fspath(path)
+    local, text = typed_path(path), os.fspath(path)
     if step is not None:
         workdir = locate(path)
         if not is_workdir(workdir):

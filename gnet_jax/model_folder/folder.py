@@ -28,6 +28,7 @@ from safetensors.numpy import save
 import gnet_jax
 from gnet_jax.config import Preprocessing, UserError, check_preprocessing, json_text
 from gnet_jax.config.bucket import Place
+from gnet_jax.config.paths import typed_path
 from gnet_jax.model import custom
 from gnet_jax.model.architecture import Architecture
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables
@@ -61,7 +62,7 @@ def write_folder(path: str | Path, folder: TrainedModel) -> None:
     """
     from gnet_jax.model_folder.card import model_card
 
-    path = Path(path).expanduser().resolve()
+    path = typed_path(path).resolve()
     _refuse_to_overwrite(path)
     flat = flatten(folder.variables)
     check_folder(folder, f"the model for {path}")
@@ -122,7 +123,7 @@ def read_folder(path: str | Path) -> TrainedModel:
     Verifies the sha256 of the weights and the names and shapes of all tensors. Raises WeightsError
     if the folder is missing or corrupt, or if its weights do not match its architecture.
     """
-    path = Path(path).expanduser()
+    path = typed_path(path)
     if not is_model_folder(path):
         raise WeightsError(f"{path} is not a folder with {WEIGHTS_FILE} and {CONFIG_FILE}")
     weights, file = path / WEIGHTS_FILE, path / CONFIG_FILE

@@ -39,4 +39,5 @@ def test_without_init_nothing_is_read_and_with_it_the_named_model(monkeypatch):
     config, found = with_start(Config(init="~/weights"))
     assert found is model
     assert config.data.preprocessing == CAFFE
-    assert asked == [Path.home() / "weights"]
+    with_start(Config(init="~nobody-here/weights"))
+    assert asked == [Path.home() / "weights", Path("~nobody-here/weights")]

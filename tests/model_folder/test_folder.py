@@ -390,6 +390,13 @@ def test_missing_parent_folders_are_made(tmp_path, small):
     assert [file.name for file in (tmp_path / "a" / "b").iterdir()] == ["model"]
 
 
+def test_a_tilde_before_a_name_that_no_user_has_is_part_of_the_name(tmp_path, small, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folder("~nobody-here/model", small)
+    assert read_folder("~nobody-here/model").class_names == small.class_names
+    assert (tmp_path / "~nobody-here" / "model").is_dir()
+
+
 @pytest.mark.parametrize(("length", "expected"), [(2, True), (99_999_999, True), (10**8, False)])
 def test_a_safetensors_header_is_smaller_than_the_formats_limit(length, expected):
     assert is_safetensors(struct.pack("<Q", length) + b"{") == expected

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gnet_jax.config.paths import as_text
+from gnet_jax.config.paths import as_text, typed_path
 from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
 from gnet_jax.data.sources.classes import find, joined, refuse_twice
 
@@ -150,7 +150,7 @@ class _Part(NamedTuple):
 def _open_part(path: str, split: Split) -> _Part:
     names = SPLITS[split]
     wanted = " or ".join(names)
-    whole = Path(path).expanduser()
+    whole = typed_path(path)
     if whole.is_dir():
         whole /= "{split}.npz"
     if "{split}" in str(whole):
