@@ -733,6 +733,24 @@ def test_a_private_folder_is_one_sentence(command, private, tmp_path, capsys):
     assert "Traceback" not in error
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="Path.is_file then returns False")
+@pytest.mark.parametrize(
+    "command", ["predict MODEL NAMES", "predict NAMES x", "train digits --init NAMES"]
+)
+def test_a_list_of_files_that_is_too_long_for_a_path_is_one_sentence(
+    command, folder, tmp_path, capsys
+):
+    given = {"MODEL": str(folder / "model"), "NAMES": "1.jpg\n2.jpg\n" * 400}
+    arguments = [given.get(each, each) for each in command.split()]
+    if arguments[0] == "train":
+        arguments += ["--workdir", str(tmp_path / "run")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert r"error: cannot access 1.jpg\n2.jpg" in error
+    assert "the path is too long" in error
+    assert len(error) < 200
+
+
 def test_training_is_not_ended_by_a_reader_that_leaves(monkeypatch):
     def train_on(_):
         raise BrokenPipeError

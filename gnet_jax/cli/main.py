@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from gnet_jax import __version__
-from gnet_jax.cli.output import print_error, print_no_permission, reader_may_leave, set_up_process
+from gnet_jax.cli.output import print_error, print_no_access, reader_may_leave, set_up_process
 from gnet_jax.errors import UserError
 
 HELP = """usage: gnet COMMAND [OPTIONS]
@@ -63,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print_error(f"gnet: error: {as_urls(str(error))}")
         return error.exit_code
-    except PermissionError as error:  # of `Path.is_file`, before Python 3.14
-        return print_no_permission("gnet", error)
+    except OSError as error:  # of `Path.is_file`, before Python 3.14
+        return print_no_access("gnet", error)
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -1,6 +1,7 @@
 """Functions that all commands use: output streams, exit codes, and checks of output files."""
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -51,14 +52,20 @@ def set_up_process() -> None:
         print_error(f"no home folder is known for this user; HOME is set to {os.environ['HOME']}")
 
 
-def print_no_permission(prog: str, error: PermissionError) -> int:
-    """Print the file that this user may not access, and return the exit code for wrong input.
+def print_no_access(prog: str, error: OSError) -> int:
+    """Print the file that this user may not access, or whose path is too long for any file.
 
-    Raises the error again if it names no file.
+    Returns the exit code for wrong input. Raises any other error, or one that names no file, again.
     """
-    if error.filename is None:
+    from gnet_jax.config.paths import as_text
+
+    too_long = error.errno == errno.ENAMETOOLONG
+    if error.filename is None or not (too_long or isinstance(error, PermissionError)):
         raise error
-    print_error(f"{prog}: error: cannot access {error.filename}: {error.strerror}")
+    name, reason = as_text(str(error.filename)), error.strerror
+    if too_long:  # often the output of another command in quotes
+        name, reason = f"{name[:80]}...", "the path is too long; give each file separately"
+    print_error(f"{prog}: error: cannot access {name}: {reason}")
     return UserError.exit_code
 
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from gnet_jax.cli.output import (
     leave_at_once,
     print_error,
-    print_no_permission,
+    print_no_access,
     reader_may_leave,
     set_up_process,
 )
@@ -62,8 +62,8 @@ def main(arguments: Sequence[str], prog: str = "train.py") -> int:
     except UserError as error:
         print_error(f"{prog}: error: {error}")
         return error.exit_code
-    except PermissionError as error:  # of `Path.is_file`, before Python 3.14
-        return print_no_permission(prog, error)
+    except OSError as error:  # of `Path.is_file`, before Python 3.14
+        return print_no_access(prog, error)
     except KeyboardInterrupt:  # outside of the training loop, which handles signals itself
         leave_at_once(f"{prog}: interrupted; the same command resumes from the latest checkpoint")
 
