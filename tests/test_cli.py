@@ -472,6 +472,8 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["export", "MODEL", "~nobody-here/x.txt"], "the suffixes are .onnx"),
         (["convert", "MODEL", "/proc/x"], "/proc/x"),
         (["export", "MODEL", "x.txt"], "the suffixes are .onnx"),
+        (["demo", "/no/model", "--port", "0"], "--port is 0"),
+        (["demo", "/no/model", "--port", "65536"], "--port is 65536"),
         (["curves"], "at least one workdir"),
         (["curves", "run", "--out", "/no/x.png"], "folder /no not found"),
         (["summary", "--compare", "naive", "--picture", "/no/x.png"], "folder /no not found"),

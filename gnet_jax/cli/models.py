@@ -323,6 +323,8 @@ def demo(model: Model, port: int | None = None) -> None:
     from gnet_jax.inference.demo import build, serve
     from gnet_jax.lab.look.tab import add_channel_tab
 
+    if port is not None and not 1 <= port <= 65535:
+        raise UserError(f"--port is {port}; it must be from 1 to 65535")
     (trained,) = open_models([model])
     page = build(trained, f"GoogLeNet: {model.name}", add_channel_tab)
     print(f"open {serve(page, port)} in a browser; Ctrl-C stops the server", flush=True)
