@@ -19,7 +19,7 @@ from gnet_jax.lab.sweeps.sweep import list_cells, open_sweep, plan_cells, read_s
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training import sharding
 from gnet_jax.training.program import model_of, prepare
-from gnet_jax.training.workdir import BusyError, MetricsFile, locked
+from gnet_jax.training.workdir import BusyError, MetricsFile, locked, open_workdir
 from tests.lab.sweeps import TINY_SWEEP
 from tests.tiny import tiny_arch, tiny_config, with_program
 
@@ -318,6 +318,25 @@ def test_a_config_that_cannot_be_tuned_is_named_too(tmp_path):
     ablate.check_configs(Sweep({"a": config}))
     with pytest.raises(ConfigError, match=r"config .a.: batch_size is 8, more"):
         ablate.check_configs(Sweep({"a": config}, learning_rates=(0.1,)))
+
+
+@pytest.mark.parametrize(
+    ("run", "suffix", "rates"), [("seed-0", "", ()), ("tune-0.1", "#holdout=10%", (0.1,))]
+)
+def test_a_sweep_whose_runs_were_trained_with_other_data_is_refused(tmp_path, run, suffix, rates):
+    config, workdir = tiny_config(tmp_path), tmp_path / "a" / run
+    own = change(config, {"data.source": f"digits{suffix}", "workdir": str(workdir)})
+    open_workdir(own, prepare(own).fingerprints())
+
+    def check(source):
+        changed = change(config, {"data.source": source})
+        ablate.check_configs(Sweep({"a": changed}, learning_rates=rates))
+
+    check("digits#train=400")  # nothing was trained
+    (workdir / "result.json").write_text('{"status": "done", "top1": 0.5}')
+    with pytest.raises(ConfigError, match=rf"config .a.: .*digits#train=400.*{run} .*train split"):
+        check("digits#train=400")
+    check("digits#train=1437")  # the same images
 
 
 def test_heads_are_averaged_over_all_batches_of_the_configs_validation(monkeypatch):

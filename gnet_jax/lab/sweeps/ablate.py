@@ -31,6 +31,7 @@ from gnet_jax.lab.sweeps.sweep import (
     read_json,
     read_tuning,
     tuning_cells,
+    was_trained,
 )
 from gnet_jax.model.googlenet import GoogLeNet, every_head
 from gnet_jax.training.hosts.stop import StopRequest
@@ -39,7 +40,7 @@ from gnet_jax.training.observe.console import SafeConsole, duration
 from gnet_jax.training.program import Run, model_of, prepare
 from gnet_jax.training.sharding import compile_eval_step, put_batches, step_memory
 from gnet_jax.training.step import TrainState, head_names
-from gnet_jax.training.workdir import BusyError, MetricsFile, open_workdir, write_json
+from gnet_jax.training.workdir import CONFIG_FILE, BusyError, MetricsFile, open_workdir, write_json
 
 LOG_FILE = "log.txt"
 QUIET_SECONDS = 60.0  # between two progress lines on an output that is not a terminal
@@ -186,19 +187,37 @@ def head_sums(
 def check_configs(sweep: Sweep) -> None:
     """Raise a ConfigError that names each config with a mistake, and the mistake.
 
-    Prepares every config, which opens its data and checks its network, but compiles nothing.
+    Prepares every config, which opens its data and checks its network, but compiles nothing. It is
+    a mistake if the data differ from those with which a run of the config was trained.
     """
     problems = []
     for name, config in sweep.configs.items():
-        cells = tuning_cells(Path(config.workdir), name, config.seed, sweep.learning_rates[:1])
-        for each in (config, *(config_of(cell, config, None) for cell in cells)):
+        folder = Path(config.workdir).expanduser() / name
+        cells = tuning_cells(folder.parent, name, config.seed, sweep.learning_rates[:1])
+        tuned = [("tune-*", config_of(cell, config, None)) for cell in cells]
+        for runs, each in (("seed-*", config), *tuned):
             try:
-                prepare(*with_start(each))
+                run, trained = prepare(*with_start(each)), filter(was_trained, folder.glob(runs))
+                _check_data(run, sorted(trained))
             except UserError as error:
                 problems.append(f"config {name!r}: {error}")
                 break
     if problems:
         raise ConfigError("; ".join(problems))
+
+
+def _check_data(run: Run, workdirs: Sequence[Path]) -> None:
+    """Raise a ConfigError if the data in one of `workdirs` are not those of `run`."""
+    now = run.fingerprints() if workdirs else {}
+    for workdir in workdirs:
+        config = read_json(workdir / CONFIG_FILE) or {}
+        for part in ("train", "val", "classes"):  # the order depends on the seed
+            if config.get(f"data.fingerprint.{part}", now[part]) != now[part]:
+                what = "classes" if part == "classes" else f"{part} split"
+                raise ConfigError(
+                    f"data.source is {run.config.data.source!r}, but {workdir} was trained with "
+                    f"other data ({what}); use the same data, or another --workdir"
+                )
 
 
 def run_cells(

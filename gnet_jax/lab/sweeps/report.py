@@ -226,6 +226,8 @@ def _other_data(sweep: SweepRecord, row: Row) -> list[str]:
     others = sweep.baseline.data if sweep.baseline.done else own
     if own.get("val") != others.get("val") or len(own.get("val", ())) > 1:
         return [f"{row.name}: validated on other images than other runs; do not compare it."]
+    if len(own.get("train", ())) > 1:
+        return [f"{row.name}: its runs were trained on different images; do not compare it."]
     if own.get("train") != others.get("train") and _same(sweep, row, "data.source"):
         return [
             f"{row.name}: trained on other images than {name}, although data.source is the same; "

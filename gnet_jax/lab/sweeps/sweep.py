@@ -179,8 +179,7 @@ def open_sweep(workdir: Path, sweep: Sweep, about: str) -> list[str]:
     }
     for name, fields in changed.items():
         for run in runs[name]:
-            ended = Cell(name, 0, run).result
-            if any(run.glob("checkpoints/*")) or (ended is not None and "top1" in ended):
+            if was_trained(run):
                 raise ConfigError(
                     f"config {name!r} differs from the sweep's in {workdir} ({'; '.join(fields)}), "
                     f"but {run.name} was trained with it; use another --workdir, or use the old "
@@ -207,6 +206,12 @@ def open_sweep(workdir: Path, sweep: Sweep, about: str) -> list[str]:
     except OSError as error:
         raise ConfigError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
     return list(changed)
+
+
+def was_trained(run: Path) -> bool:
+    """Returns whether a run's workdir has a checkpoint or the result of a finished run."""
+    ended = Cell(run.parent.name, 0, run).result
+    return any(run.glob("checkpoints/*")) or (ended is not None and "top1" in ended)
 
 
 def _read_record(file: Path) -> dict[str, Any] | None:
