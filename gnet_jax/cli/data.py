@@ -90,6 +90,11 @@ def prepare(
     if copied:
         stem = name if kind == "hf" else os.path.basename(os.path.abspath(name))
         default = re.sub("[^a-z0-9]+", "_", stem.lower()).strip("_")
+        if out is None and not default:  # the folder would be that of all prepared sets
+            raise UserError(
+                f"{source!r} gives the prepared set no name; use --out with a name of lower-case "
+                "letters, digits and _, as in flowers"
+            )
         data_dir = data_dir if out is None else out.absolute().parent
         out = out or Path(data_folder(data_dir), default)
         prepared = pack.pack(

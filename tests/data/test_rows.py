@@ -541,6 +541,8 @@ def test_a_truncated_tar_is_refused(tmp_path, capsys):
         (["wds:x", "--manual-dir", "x"], "--manual-dir"),
         (["wds:x", "--bad-limit", "1"], "--bad-limit is 1"),
         (["wds:2x"], "'2x'"),
+        (["wds:花"], "'wds:花' gives the prepared set no name; use --out"),
+        (["parquet:Фото"], "'parquet:Фото' gives the prepared set no name; use --out"),
         (["wds:mnist"], "mnist"),
         (["wds:"], "'wds:'"),
     ],
