@@ -267,6 +267,21 @@ def test_seeds_of_a_config_never_train_with_different_tuned_rates(tmp_path, trai
     assert "seed-0 was trained with 0.2" in cells[3].result["error"]
 
 
+def test_a_retried_tuning_run_never_changes_the_rate_that_runs_have_used(tmp_path, trained):
+    sweep = Sweep({"a": Config()}, seeds=1, learning_rates=(0.1, 0.2, 0.9))
+    open_sweep(tmp_path, sweep, "title")
+    (cells,) = plan_cells(tmp_path, sweep)
+    for cell in cells[1:3]:
+        cell.workdir.mkdir(parents=True)
+        (cell.workdir / "result.json").write_text('{"status": "failed", "error": "full disk"}')
+    ablate.run_cells(cells, sweep, Said())
+    (cells[3].workdir / "config.json").write_text('{"optim.learning_rate": 0.1}')
+    ablate.run_cells(cells, sweep, Said(), retry_failed=True)
+    assert "seed-0 was trained with 0.1" in cells[1].result["error"]
+    assert cells[2].result["status"] == "done"  # worse than 0.1
+    assert read_sweep(tmp_path).configs["a"]["optim.learning_rate"] == 0.1
+
+
 def test_a_finished_run_that_has_lost_its_log_has_no_throughput(tmp_path):
     assert np.isnan(ablate.images_per_sec(tmp_path))
 

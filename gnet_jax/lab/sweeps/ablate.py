@@ -247,6 +247,7 @@ def run_cells(
             progress.say(f"{what} ... (log: {cell.workdir / LOG_FILE})")
             try:
                 result = bench(config_to_train(cell, sweep)).run(cell, request, show)
+                _check_retried(cell, sweep, result["top1"])
             except StoppedError:
                 raise
             except BusyError as error:  # the other process will save the result
@@ -281,15 +282,27 @@ def config_to_train(cell: Cell, sweep: Sweep) -> Config:
         if tuning.best is None:
             raise UserError(f"the tuning runs of {family} failed, so it has no learning rate")
         tuned = tuning.best
-        for name in sweep.configs:
-            if sweep.families.get(name, name) == family:
-                _check_rate(folder / name, tuned)
+        _check_rate(folder, family, sweep, tuned)
     return config_of(cell, config, tuned)
 
 
-def _check_rate(folder: Path, tuned: float) -> None:
-    """Raise a UserError if a run in `folder` was trained with another learning rate."""
-    for file in folder.glob("seed-*/config.json"):
+def _check_retried(cell: Cell, sweep: Sweep, top1: float) -> None:
+    """Raise a UserError if a tuning run, when retried, has the best rate after another was used.
+
+    It then stays a failed run, so that the report shows the rate that was used.
+    """
+    rate, folder = cell.learning_rate, cell.workdir.parents[1]
+    tuning = read_tuning(tuning_cells(folder, cell.name, cell.seed, sweep.learning_rates))
+    if rate is None or tuning is None:  # some tuning runs had not ended, so no rate was used
+        return
+    if dataclasses.replace(tuning, tried=tuning.tried | {rate: top1}).best == rate:
+        _check_rate(folder, cell.name, sweep, rate)
+
+
+def _check_rate(folder: Path, family: str, sweep: Sweep, tuned: float) -> None:
+    """Raise a UserError if a run of the family was trained with another learning rate."""
+    members = [name for name in sweep.configs if sweep.families.get(name, name) == family]
+    for file in (file for name in members for file in (folder / name).glob("seed-*/config.json")):
         used = (read_json(file) or {}).get("optim.learning_rate")
         if used != tuned:
             raise UserError(
