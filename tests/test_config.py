@@ -455,6 +455,17 @@ def test_a_command_line_of_a_sweep_changes_every_config_and_keeps_what_differs(t
     assert (sweep.seeds, sweep.learning_rates, sweep.baseline) == (2, (0.1, 0.2), "b")
 
 
+@pytest.mark.parametrize("option", [["--lr", "0.02"], ["--optim.learning_rate=0.02"]])
+def test_a_sweep_that_tunes_the_learning_rate_refuses_to_be_given_one(tmp_path, option):
+    file = tmp_path / "mine.py"
+    head = "from gnet_jax.config import Config, Sweep\ndef get_sweep(): "
+    file.write_text(f"{head}return Sweep({{'a': Config()}}, learning_rates=(0.1, 0.2))\n")
+    with pytest.raises(ConfigError, match=r"rates 0\.1, 0\.2; use --learning-rates"):
+        parse_sweep([str(file), *option], "gnet ablate", Ablate(), "")
+    sweep, _, _ = parse_sweep([str(file), *option, "--learning-rates"], "gnet ablate", Ablate(), "")
+    assert (sweep.learning_rates, sweep.configs["a"].optim.learning_rate) == ((), 0.02)
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [

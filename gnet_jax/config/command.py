@@ -147,6 +147,13 @@ def parse_sweep(
     chosen = {each: getattr(options, each) for each in shared}
     sweep = dataclasses.replace(sweep, configs=configs, **chosen)
     check_sweep(sweep, option=True)
+    given = {each.partition("=")[0].replace("_", "-") for each in arguments}
+    if sweep.learning_rates and not given.isdisjoint(("--lr", "--optim.learning-rate")):
+        rates = ", ".join(f"{rate:g}" for rate in sweep.learning_rates)
+        raise ConfigError(
+            "--optim.learning-rate has no effect, because the sweep tries the learning rates "
+            f"{rates}; use --learning-rates to try others, or, without a value, to turn tuning off"
+        )
     return sweep, options, docstring
 
 
