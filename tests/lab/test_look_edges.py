@@ -92,6 +92,17 @@ def test_the_similarity_of_constant_features_is_undefined():
     assert (text.get_text(), text.get_color()) == ("\N{EN DASH}", "black")
 
 
+def test_the_probes_of_networks_of_other_depths_are_in_the_order_of_the_blocks():
+    blocks = {"a": ["3a", "5a"], "b": ["3a", "4a", "5a"]}
+    cka = {name: np.ones((2, len(own))) for name, own in blocks.items()}
+    probes = {"a": [0.1, 0.3], "b": [0.1, 0.2, 0.3]}
+    figure = similarity.draw_comparison(similarity.Comparison(blocks, cka, probes))
+    figure.draw_without_rendering()
+    axes = figure.axes[-1]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["3a", "4a", "5a"]
+    assert [line.get_xdata(orig=False).tolist() for line in axes.lines] == [[0, 2], [0, 1, 2]]
+
+
 def test_networks_that_crop_differently_are_compared_on_their_own_crops(trained):
     smaller = dataclasses.replace(PIXELS, resize_to=24)
     models = {"a": trained, "b": dataclasses.replace(trained, preprocessing=smaller)}

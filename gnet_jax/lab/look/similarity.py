@@ -134,6 +134,8 @@ def draw_comparison(found: Comparison) -> Figure:
         axes.set_xticks(range(len(found.blocks[name])), found.blocks[name])
         axes.set_yticks(range(len(found.blocks[first])), found.blocks[first])
         axes.set(xlabel=name, ylabel=first, title="CKA of the blocks")
+    # Otherwise the blocks that the first network lacks would be last.
+    lines.xaxis.update_units(sorted({*itertools.chain(*found.blocks.values())}))
     for place, (name, accuracies) in enumerate(found.probes.items()):
         lines.plot(found.blocks[name], accuracies, "o-", label=name, color=colour_of(place))
     style(lines)
