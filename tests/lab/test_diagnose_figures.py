@@ -57,6 +57,16 @@ def test_the_gradient_figure_has_the_whole_and_the_main_heads_part(tmp_path):
     assert axes.figure.legends
 
 
+def test_the_gradient_figure_has_the_blocks_of_all_configs_in_order(tmp_path):
+    for name, blocks in (("shallow", ("3a", "5b")), ("deep", ("3a", "4a", "5b"))):
+        (tmp_path / name).mkdir()
+        line = {f"grad_norm/inception_{block}": 0.5 for block in blocks}
+        MetricsFile(tmp_path / name / "diagnostics.jsonl").append(1, line)
+    (axes,) = gradient_figure({name: [tmp_path / name] for name in ("shallow", "deep")}).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["3a", "4a", "5b"]
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[0, 2], [0, 1, 2]]
+
+
 def test_every_panel_shows_its_own_numbers(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))

@@ -2,6 +2,7 @@
 
 import io
 import statistics
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -295,13 +296,15 @@ def _draw_heads(axes: Axes, lines: Sequence[Line]) -> None:
 def gradient_figure(runs: Mapping[str, Sequence[Path]], columns: int = 1) -> Figure:
     """Returns a figure of each block's mean gradient norm; `runs` maps configs to workdirs."""
     figure, axes = _axes("gradient norm", columns)
-    names: list[str] = []
-    for number, (config, workdirs) in enumerate(runs.items()):
-        lines = [line for workdir in workdirs for line in read_diagnostics(workdir)]
+    logs = {
+        config: [line for workdir in workdirs for line in read_diagnostics(workdir)]
+        for config, workdirs in runs.items()
+    }
+    names = order_blocks(ChainMap(*(lines[0] for lines in logs.values() if lines)))
+    for number, (config, lines) in enumerate(logs.items()):
         if not lines:
             continue
-        names = names or order_blocks(lines[0])
-        blocks = [block for block in order_blocks(lines[0]) if block in names]
+        blocks = order_blocks(lines[0])
         places = list(map(names.index, blocks))
         look: dict[str, Any] = {"color": colour_of(number), "marker": _pick(MARKERS, number)}
         axes.plot(places, _means(lines, "grad_norm", blocks), "-", label=config, **look)
