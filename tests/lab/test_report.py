@@ -244,3 +244,14 @@ def test_the_blocks_of_two_seeds_and_of_each_other_config_are_compared_when_aske
     assert sum(name.startswith("b, seed") for name in names) == 1
     assert data == "digits#40"
     assert "A comparison of blocks." in out.read_text("utf-8")
+
+
+def test_blocks_are_compared_after_the_step_of_the_table(page, tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(similarity, "load", lambda path, step=None: loaded.append((path, step)))
+    monkeypatch.setattr(similarity, "compare", lambda models, pictures: None)
+    monkeypatch.setattr(similarity, "draw_comparison", lambda found: Figure())
+    out = tmp_path / "report.html"
+    assert main(["report", str(page.parent), "--layers", "digits#40", "--out", str(out)]) == 0
+    assert (page.parent / "a" / "seed-1", 10) in loaded
+    assert {step for _, step in loaded} == {10}

@@ -110,11 +110,14 @@ def compare(models: Mapping[str, TrainedModel], pictures: Pictures) -> Compariso
     )
 
 
-def compare_runs(workdirs: Mapping[str, Path], data: str) -> tuple[str, Figure]:
-    """Returns a caption and the figure of training runs by name, on a set's validation images."""
-    if len(workdirs) < 2:
+def compare_runs(runs: Mapping[str, tuple[Path, int]], data: str) -> tuple[str, Figure]:
+    """Returns a caption and the figure of training runs by name, on a set's validation images.
+
+    A run is a workdir and the step of its checkpoint.
+    """
+    if len(runs) < 2:
         raise UserError("the blocks of networks can be compared after two runs have finished")
-    models = {name: load(workdir.absolute()) for name, workdir in workdirs.items()}
+    models = {name: load(workdir.absolute(), step) for name, (workdir, step) in runs.items()}
     caption = f"Similarity (linear CKA) of the blocks of networks, on {data}, and the accuracy of "
     caption += "a linear probe on each block. Blocks are averaged over their positions."
     return caption, draw_comparison(compare(models, Pictures(data)))

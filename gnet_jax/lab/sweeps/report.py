@@ -87,11 +87,11 @@ def write_report(
     return list(files)
 
 
-def _runs_to_compare(sweep: SweepRecord) -> dict[str, Path]:
-    """Returns finished runs by name: two seeds of the baseline, and one of each other config."""
+def _runs_to_compare(sweep: SweepRecord) -> dict[str, tuple[Path, int]]:
+    """Returns workdirs and last steps by name: two seeds of the baseline, one of the others."""
     runs = [(sweep.baseline, seed) for seed in list(sweep.baseline.done)[:2]]
     runs += [(row, min(row.done)) for row in sweep.rows if row.done and row is not sweep.baseline]
-    return {f"{row.name}, seed {seed}": row.workdirs[seed] for row, seed in runs}
+    return {f"{r.name}, seed {seed}": (r.workdirs[seed], r.done[seed]["step"]) for r, seed in runs}
 
 
 def tabulate(sweep: SweepRecord) -> tuple[list[str], list[list[Value]]]:
