@@ -122,7 +122,11 @@ def _column(path: Path, schema: Any, what: str, given: str | None, declared: lis
 
 
 def _card_names(folder: Path, column: str) -> list[str]:
-    """Returns the class names of a column in the set's card, the header of README.md, if any."""
+    """Returns the class names of a column in the set's card, the header of README.md, if any.
+
+    If the card describes several subsets, uses the one with the name of the folder. Raises
+    PrepareError if there is none and the subsets name the classes differently.
+    """
     import yaml
 
     for card in (folder / "README.md", folder.parent / "README.md"):
@@ -130,12 +134,20 @@ def _card_names(folder: Path, column: str) -> list[str]:
             text = card.read_text("utf-8") if card.exists() else ""
             header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
             about = yaml.safe_load(header[1]).get("dataset_info", []) if header else []
-            for info in about if isinstance(about, list) else [about]:
-                for feature in info.get("features", []):
-                    if feature["name"] == column and "class_label" in feature.get("dtype", ""):
-                        return _by_label(feature["dtype"]["class_label"]["names"])
+            infos = about if isinstance(about, list) else [about]
+            own = [each for each in infos if each.get("config_name") == folder.absolute().name]
+            found = [
+                _by_label(feature["dtype"]["class_label"]["names"])
+                for info in own or infos
+                for feature in info.get("features", [])
+                if feature["name"] == column and "class_label" in feature.get("dtype", "")
+            ]
+            if any(names != found[0] for names in found):
+                raise ValueError(f"its subsets name the classes of {column!r} differently")
         except (*MALFORMED, OSError, yaml.YAMLError) as error:
             raise _no_names(card, error) from error
+        if found:
+            return found[0]
     return []
 
 
