@@ -72,6 +72,10 @@ def _from_json(text: str, file: Path) -> tuple[str, ...]:
             value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         raise DataError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(value, list | dict):  # a set has no order
+        raise DataError(
+            f"{file} contains a {type(value).__name__} of class names; use a list, [...], or a dict"
+        )
     if isinstance(value, dict) and all(type(i) is int for i in value.values()):
         value = {index: name for name, index in value.items()}
     if isinstance(value, dict):

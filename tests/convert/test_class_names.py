@@ -66,6 +66,7 @@ def test_names_that_only_look_like_another_form_are_kept(tmp_path, names):
         (b'["ant", 3]', "entry 1 of .*names is '3'"),
         (b'{"0": "ant", "2": "bee"}', "names in .*names are not numbered"),
         (b'["ant", ""]', "entry 1"),
+        (b'{"ant", "bee"}', "names contains a set"),
     ],
 )
 def test_what_cannot_be_read_right_is_refused_by_name(tmp_path, data, named):
