@@ -13,7 +13,15 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import PHOTOS, check_at_least, check_picture, console, say_not_read
+from gnet_jax.cli.output import (
+    PHOTOS,
+    check_at_least,
+    check_not_input,
+    check_picture,
+    console,
+    data_files,
+    say_not_read,
+)
 from gnet_jax.config import UserError, check, json_text
 from gnet_jax.config.command import parse_command
 
@@ -187,6 +195,7 @@ def show_data(arguments: Sequence[str]) -> None:
     from gnet_jax.lab.look.contact_sheet import draw_sheet
 
     check_picture(given.out, PHOTOS)
+    check_not_input(given.out, data_files([config.data.source]), new=True)
     if config.init is not None and not locate(config.init).exists():
         print(f"{config.init} not found; using the config's preprocessing, not that of the weights")
     elif config.init is not None:

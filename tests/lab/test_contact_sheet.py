@@ -174,6 +174,19 @@ def test_what_cannot_be_drawn_is_one_sentence(arguments, message, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["0.png", "sheet.png"])
+def test_no_sheet_is_written_into_the_data(name, tmp_path, capsys):
+    for split in ("train", "val"):
+        for label in "ab":
+            (tmp_path / split / label).mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(tmp_path / split / label / "0.png")
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    out = tmp_path / "train" / "a" / name
+    assert main(["show-data", "--data.source", f"folder:{tmp_path}", "--out", str(out)]) == 2
+    assert f"{out} is an input or inside one" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == files
+
+
 def test_show_data_takes_the_fields_that_train_py_takes(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["show-data", "--augment.mixpu", "1"])
