@@ -175,6 +175,7 @@ def main() -> None:
     mirrored = torch.rand(len(train)) < 0.5  # in even epochs; in odd ones, all others are mirrored
     per_epoch = len(train) // BATCH
     steps = round(per_epoch * a.epochs)
+    batches, hits = (), 0  # of an epoch
     for step in range(steps):
         epoch, place = divmod(step, per_epoch)
         if place == 0:
