@@ -105,10 +105,12 @@ class Watched:
         return self._step(state, batch, stop)
 
 
-def test_a_step_is_reported_after_the_next_is_dispatched_with_the_same_values(
-    finished, steps, tmp_path, monkeypatch
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_step_is_reported_after_the_next_is_dispatched_unless_that_waits(
+    finished, steps, tmp_path, monkeypatch, waits
 ):
     run, whole_workdir, _ = finished
+    monkeypatch.setattr(loop.sharding, "calls_wait", lambda _: waits)
     events, report = [], Reporter.training
     watched = Watched(steps.train, events)
 
@@ -118,8 +120,9 @@ def test_a_step_is_reported_after_the_next_is_dispatched_with_the_same_values(
 
     monkeypatch.setattr(Reporter, "training", note)
     train(run, tmp_path, types.SimpleNamespace(train=watched, evaluate=steps.evaluate))
-    step = "step"
-    assert events == [*[step] * 3, 2, *[step] * 2, 4, *[step] * 2, 6, *[step] * 2, 8, 9]
+    first, two = ["step"] * (2 if waits else 3), ["step"] * 2
+    last = ["step", 9] if waits else [9]
+    assert events == [*first, 2, *two, 4, *two, 6, *two, 8, *last]
     assert watched.guarded == 9
     logged = [
         [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in read_lines(file)]

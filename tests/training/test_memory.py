@@ -67,6 +67,14 @@ def test_only_a_process_alone_runs_programs_in_its_own_thread(monkeypatch, joine
     assert update.mock_calls == ([] if joined else calls)
 
 
+def test_only_calls_on_cpus_in_the_calling_thread_wait_for_the_program(monkeypatch):
+    gpus = mock.Mock(devices=np.array([mock.Mock(platform="gpu")]))
+    for asynchronous in (True, False):
+        monkeypatch.setattr(jax.config, "read", {"jax_cpu_enable_async_dispatch": asynchronous}.get)
+        assert memory.calls_wait(data_mesh()) is not asynchronous
+        assert not memory.calls_wait(gpus)
+
+
 def test_a_step_that_does_not_fit_is_refused_with_both_sizes():
     mesh = data_mesh()
     check_memory(None, 32, mesh)
