@@ -195,7 +195,8 @@ def show_data(arguments: Sequence[str]) -> None:
     from gnet_jax.lab.look.contact_sheet import draw_sheet
 
     check_picture(given.out, PHOTOS)
-    check_not_input(given.out, data_files([config.data.source]), new=True)
+    if config.data.source.startswith(("folder:", "npz:")):
+        check_not_input(given.out, data_files([config.data.source]), new=True)
     if config.init is not None and not locate(config.init).exists():
         print(f"{config.init} not found; using the config's preprocessing, not that of the weights")
     elif config.init is not None:

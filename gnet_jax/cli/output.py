@@ -63,8 +63,10 @@ def print_no_access(prog: str, error: OSError) -> int:
     if error.filename is None or not (too_long or isinstance(error, PermissionError)):
         raise error
     name, reason = as_text(str(error.filename)), error.strerror
-    if too_long:  # often the output of another command in quotes
-        name, reason = f"{name[:80]}...", "the path is too long; give each file separately"
+    if too_long:
+        listed = any(map(str.isspace, str(error.filename)))  # the quoted output of a command
+        fix = "; give each file separately" if listed else ""
+        name, reason = f"{name[:80]}...", f"the path is too long{fix}"
     print_error(f"{prog}: error: cannot access {name}: {reason}")
     return UserError.exit_code
 

@@ -182,8 +182,9 @@ def pair_classes(
         return by_position, how
     if odd:
         raise UserError(
-            f"the data has {listed(odd)}, but the model (with {listed(model, 3)}) lacks it, or one "
-            "of the two has it twice; use data with the model's classes, or rename the classes"
+            f"the data has {listed(odd)}, which the model (with {listed(model, 3)}) lacks, or "
+            "which one of the two has twice; use data with the model's classes, rename them, or "
+            "fine-tune the model on them (train.py finetune_folder --init MODEL)"
         )
     return [-1 if index is None else index for index in found], None
 

@@ -183,6 +183,11 @@ def test_the_folders_beside_a_missing_split_are_named(root):
         open_source(str(root), "val")
 
 
+def test_classes_without_a_split_are_told_where_to_go(root):
+    with pytest.raises(MissingSplitError, match=r"move them into .*train/train and use 'folder:"):
+        open_source(str(root / "train"), "val")
+
+
 def test_other_folders_beside_the_splits_are_ignored(root):
     for name in ("raw", "labels", "backup"):
         (root / name).mkdir()

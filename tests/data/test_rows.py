@@ -258,14 +258,14 @@ def test_class_names_in_a_card_are_matched_by_their_keys_and_not_by_their_order(
 
 
 def test_class_names_are_those_of_the_subset_in_the_folder(tmp_path):
-    for subset in ("one", "two", "new"):
+    for subset in ("data", "one", "new"):
         write(tmp_path / subset / "train.parquet", [PNG, GREY], [0, 1], names=None)
     text = "---\ndataset_info:\n"
-    for subset, names in (("one", "[a, b]"), ("two", "[c, d]")):
+    for subset, names in (("one", "[a, b]"), ("default", "[c, d]")):
         features = card(names).removeprefix("---\ndataset_info:\n").removesuffix("---\n")
         text += f"- config_name: {subset}\n{features}"
     (tmp_path / "README.md").write_text(f"{text}---\n")
-    for subset, names in (("one", ("a", "b")), ("two", ("c", "d"))):
+    for subset, names in (("one", ("a", "b")), ("data", ("c", "d"))):  # as on the Hub
         (source,) = open_parquet(tmp_path / subset, RowOptions())
         assert source.class_names == names
     with pytest.raises(PrepareError, match=r"README\.md .*differently.*use --class-names"):

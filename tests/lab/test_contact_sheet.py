@@ -187,6 +187,13 @@ def test_no_sheet_is_written_into_the_data(name, tmp_path, capsys):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == files
 
 
+def test_a_folder_with_the_name_of_a_built_in_set_takes_a_sheet_of_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert main(["show-data", "digits", "--rows", "1", "--out", "digits/sheet.png"]) == 0
+    assert (tmp_path / "digits" / "sheet.png").is_file()
+
+
 def test_show_data_takes_the_fields_that_train_py_takes(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["show-data", "--augment.mixpu", "1"])

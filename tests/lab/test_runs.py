@@ -61,6 +61,14 @@ def test_runs_are_listed_in_natural_order_with_what_differs(tmp_path, capsys):
     assert rows["run-9"][5:] == ["0.1.0 aaaaaaaa", "unfinished"]
 
 
+def test_an_empty_list_is_told_from_a_field_that_is_not_set(tmp_path, capsys):
+    for name, heads in (("none", []), ("unset", None), ("one", ["4a"])):
+        plain_run(tmp_path / name, **{"model.aux_after": heads})
+    rows, _ = listed(capsys, tmp_path)
+    found = {name: cells[0] for name, cells in rows.items()}
+    assert found == {"none": "aux_after=none", "unset": "aux_after=unset", "one": "aux_after=[4a]"}
+
+
 def test_every_run_of_a_sweep_is_listed_and_a_failed_one_with_its_reason(tmp_path, capsys):
     finished_sweep(tmp_path)
     (tmp_path / "c" / "seed-1").mkdir()

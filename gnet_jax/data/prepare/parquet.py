@@ -124,18 +124,21 @@ def _column(path: Path, schema: Any, what: str, given: str | None, declared: lis
 def _card_names(folder: Path, column: str) -> list[str]:
     """Returns the class names of a column in the set's card, the header of README.md, if any.
 
-    If the card describes several subsets, uses the one with the name of the folder. Raises
-    PrepareError if there is none and the subsets name the classes differently.
+    If the card describes several subsets, uses the one with the name of the folder; the subset
+    "default" is in the folder data. Raises PrepareError if there is none and the subsets name the
+    classes differently.
     """
     import yaml
 
+    name = folder.absolute().name
+    subset = "default" if name == "data" else name
     for card in (folder / "README.md", folder.parent / "README.md"):
         try:
             text = card.read_text("utf-8") if card.exists() else ""
             header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
             about = yaml.safe_load(header[1]).get("dataset_info", []) if header else []
             infos = about if isinstance(about, list) else [about]
-            own = [each for each in infos if each.get("config_name") == folder.absolute().name]
+            own = [each for each in infos if each.get("config_name") == subset]
             found = [
                 _by_label(feature["dtype"]["class_label"]["names"])
                 for info in own or infos

@@ -66,11 +66,14 @@ class FolderSource:
         found = _list_split(folder, self.left_out)
         if found is None:
             beside = sorted(path.name for path in root.glob("*") if path.is_dir())
-            fix = f". To validate on a tenth of train, use {with_holdout(f'folder:{root}')}"
+            fix, tenth = "", with_holdout(f"folder:{root}")
+            if split == "val" and "train" in beside:
+                fix = f". To validate on a tenth of train, use {tenth}"
+            elif beside and not {"train", "val", "test"} & {*beside}:
+                fix = f". If these are classes, move them into {root / 'train'} and use {tenth}"
             raise MissingSplitError(
                 f"{folder} not found{did_you_mean(root)}; images are expected in {split}/CLASS/. "
-                f"Folders in {root}: {', '.join(beside[:9]) or 'none'}"
-                f"{fix if split == 'val' and 'train' in beside else ''}"
+                f"Folders in {root}: {', '.join(beside[:9]) or 'none'}{fix}"
             )
         stray, class_folders, names = found
         if stray:

@@ -20,6 +20,7 @@ from rich.live import Live
 from rich.text import Text
 
 from gnet_jax.config import Config, ConfigError, Preprocessing, Sweep, UserError
+from gnet_jax.config.paths import typed_path
 from gnet_jax.convert.start import with_start
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.batches import BadRecords, eval_batches
@@ -192,7 +193,7 @@ def check_configs(sweep: Sweep) -> None:
     """
     problems = []
     for name, config in sweep.configs.items():
-        folder = Path(config.workdir).expanduser() / name
+        folder = typed_path(config.workdir) / name
         cells = tuning_cells(folder.parent, name, config.seed, sweep.learning_rates[:1])
         tuned = [("tune-*", config_of(cell, config, None)) for cell in cells]
         for runs, each in (("seed-*", config), *tuned):

@@ -215,8 +215,8 @@ def _power(differences: Iterable[Difference | None]) -> list[str]:
         return []
     limits = " to ".join(dict.fromkeys(f"{each:.2f}" for each in (points[0], points[-1])))
     return [
-        f"Smallest detectable difference: {limits} points of top-1, depending on the config. A "
-        "comparison finds a true difference of this size with a probability of 80 %."
+        f"Smallest detectable difference: {limits} points of top-1. A comparison finds a true "
+        "difference of this size with a probability of 80 %; more --seeds find smaller ones."
     ]
 
 

@@ -129,7 +129,7 @@ def describe_differences(configs: Sequence[dict[str, Any]]) -> list[str]:
         counts = Counter(values)
         for texts, value in zip(shown, values, strict=True):
             if 2 * counts[value] <= len(configs):
-                text = value.replace('"', "").replace("null", "none")
+                text = {"null": "unset", "[]": "none"}.get(value, value.replace('"', ""))
                 short = text if len(text) <= 32 else f"\N{HORIZONTAL ELLIPSIS}{text[-31:]}"
                 texts.append(f"{field.rpartition('.')[2]}={short}")
     return list(map(", ".join, shown))

@@ -54,7 +54,7 @@ class BadImages:
     ) -> None:
         host = jax.process_index()
         name = f"bad_records{f'-{host}' if host else ''}.jsonl"
-        self._file, self._listed_in = MetricsFile(workdir / name), (place or workdir) / name
+        self._file, self._place = MetricsFile(workdir / name), place or workdir
         self._file.forget_after(start_step)
         self._reporter, self._limit = reporter, run.config.data.bad_limit
         self.step = start_step  # the step whose images are being read
@@ -64,7 +64,7 @@ class BadImages:
     def _records(self, split: str, source: Source, what: str) -> BadRecords:
         lines = [line for line in self._file.read() if line["split"] == split]
         known = [BadRecord(line["index"], line["name"], line["reason"]) for line in lines]
-        path = self._listed_in
+        path = self._place / self._file.path.name
 
         def report(record: BadRecord) -> None:
             line = {"split": split, **dataclasses.asdict(record)}
@@ -82,7 +82,9 @@ class BadImages:
         Raises DataError if the limit allows fewer, because no host has counted those of all hosts.
         """
         if images:
-            self._reporter.say(f"corrupt images left out: {images:,}, listed in {self._listed_in}")
+            name = "bad_records*.jsonl" if jax.process_count() > 1 else self._file.path.name
+            where = f"listed in {self._place / name}"
+            self._reporter.say(f"corrupt images left out: {images:,}, {where}")
         if images > self.val.allowed:
             raise DataError(
                 f"{images:,} validation images are corrupt, but the limit of {self._limit:.2%} "
