@@ -358,7 +358,7 @@ def test_a_recipe_that_is_missing_or_wrong_is_named(tmp_path):
     for code, reason in (
         ("", "get_config"),
         ("get_config = 3", "not callable"),
-        ("def get_sweep(): pass", "has no function get_config, but get_sweep: it is a sweep; use"),
+        ("def get_sweep(): pass", "has no function get_config, but is a sweep; use gnet"),
         ("def get_config(:\n", "SyntaxError"),
         ("def get_config():\n    return {'epochs': 3}\n", "dict"),
         ("import no_such_module\n", "ModuleNotFoundError"),

@@ -59,10 +59,9 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
         # A program that loads one of our recipes can have a common.py of its own.
         with executed(path, RECIPES, first=path.resolve() == own) as module:
             if not hasattr(module, function):
-                other = "get_sweep" if kind is Config else "get_config"
-                uses = ("a sweep; use gnet ablate", "a recipe; use gnet train")[kind is not Config]
-                hint = f", but {other}: it is {uses}" if hasattr(module, other) else ""
-                raise ConfigError(f"it has no function {function}{hint}")
+                uses = {"get_sweep": "sweep; use gnet ablate", "get_config": "recipe; use train.py"}
+                hints = (f", but is a {use}" for name, use in uses.items() if hasattr(module, name))
+                raise ConfigError(f"it has no function {function}{''.join(hints)}")
             given = getattr(module, function)()
         if not isinstance(given, kind):
             found = type(given).__name__
