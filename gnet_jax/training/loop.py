@@ -147,6 +147,7 @@ def train(
                 enabled=main,
                 watch=watch,
                 track=track,
+                place=workdir,
             )
         )
         checkpoints.tell = files.tell = reporter.say
@@ -158,8 +159,8 @@ def train(
             averaging = averaging_warning(config.optim, program.steps_per_epoch, total)
             for warning in filter(None, (start and changed, averaging)):
                 reporter.say(f"warning: {warning}")
-        bad_images = BadImages(run, files.folder, reporter, start, workdir)
-        skipped = SkippedSteps(run, files.folder, reporter, start, workdir)
+        bad_images = BadImages(run, files.folder, reporter, start)
+        skipped = SkippedSteps(run, files.folder, reporter, start)
         vote = Vote(program.mesh, request, reporter.say)
         profiler = stack.enter_context(Profiler(config, files.folder, start, reporter.say, workdir))
         parts = (checkpoints, reporter, bad_images, skipped, vote, profiler)

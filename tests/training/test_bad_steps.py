@@ -108,12 +108,12 @@ def test_messages_name_the_files_of_a_run_in_a_bucket_by_their_place_there(tmp_p
     run, place = tiny_run(tmp_path, max_bad_steps=1), Path("bucket/run")
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.program.abstract_state())
     after = state.replace(step=state.step + 1)
-    with Reporter(tmp_path, start_step=0, total_steps=9) as reporter:
-        skipped = SkippedSteps(run, tmp_path, reporter, 0, place)
+    with Reporter(tmp_path, start_step=0, total_steps=9, place=place) as reporter:
+        skipped = SkippedSteps(run, tmp_path, reporter, 0)
         with pytest.raises(TrainingError, match=r"gnet replay bucket/run/replay-1\.npz"):
             skipped.read(1, BAD, tiny_batch(32), after)
         limited = stub_run(data=DataConfig(bad_limit=0.5))
-        BadImages(limited, tmp_path, reporter, 0, place).report_left_out(1)
+        BadImages(limited, tmp_path, reporter, 0).report_left_out(1)
     assert (tmp_path / "replay-1.npz").is_file()
     assert "listed in bucket/run/bad_records.jsonl" in capsys.readouterr().out
 

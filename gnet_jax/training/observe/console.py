@@ -16,6 +16,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tensorboardX.summary import histogram_raw, scalar
 
+from gnet_jax.config.bucket import Place
 from gnet_jax.errors import discard
 from gnet_jax.training.hosts.log import LOG
 from gnet_jax.training.observe.track import Track
@@ -204,7 +205,8 @@ class SafeConsole(Console):
 
 class Reporter(contextlib.AbstractContextManager["Reporter"]):
     """Prints metrics, as one live line on a terminal, and logs them (metrics.jsonl, TensorBoard).
-    `track` gets the same metrics, and first those of earlier starts that it does not have.
+    `track` gets the same metrics, and first those of earlier starts that it does not have. `place`
+    is the workdir in messages, if `workdir` is a copy of it.
     With `enabled=False`, as on every process except the first, messages go only to the host's log.
     """
 
@@ -217,7 +219,9 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         enabled: bool = True,
         watch: Stopwatch | None = None,
         track: Track | None = None,
+        place: Place | None = None,
     ) -> None:
+        self.place = place or workdir
         self._workdir, self._enabled, self._total = workdir, enabled, total_steps
         self.watch = watch or Stopwatch()
         self._console = SafeConsole(quiet=not enabled)

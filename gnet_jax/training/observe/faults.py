@@ -12,7 +12,6 @@ from jax.experimental import multihost_utils
 
 import gnet_jax
 from gnet_jax.config import json_text
-from gnet_jax.config.bucket import Place
 from gnet_jax.data.batches import SHOWN, BadRecord, BadRecords, batch_indices
 from gnet_jax.data.sources import DataError, Source
 from gnet_jax.model_folder.folder import to_json
@@ -40,21 +39,12 @@ REMEDIES = (
 
 class BadImages:
     """The corrupt images of a run, by split; they are listed in `bad_records.jsonl` in the workdir.
-    Each host lists the images that it reads; the file of host 1 is `bad_records-1.jsonl`. `place`
-    is the workdir in messages, if `workdir` is a copy of it.
+    Each host lists the images that it reads; the file of host 1 is `bad_records-1.jsonl`.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        workdir: Path,
-        reporter: Reporter,
-        start_step: int,
-        place: Place | None = None,
-    ) -> None:
+    def __init__(self, run: Run, workdir: Path, reporter: Reporter, start_step: int) -> None:
         host = jax.process_index()
-        name = f"bad_records{f'-{host}' if host else ''}.jsonl"
-        self._file, self._place = MetricsFile(workdir / name), place or workdir
+        self._file = MetricsFile(workdir / f"bad_records{f'-{host}' if host else ''}.jsonl")
         self._file.forget_after(start_step)
         self._reporter, self._limit = reporter, run.config.data.bad_limit
         self.step = start_step  # the step whose images are being read
@@ -64,7 +54,7 @@ class BadImages:
     def _records(self, split: str, source: Source, what: str) -> BadRecords:
         lines = [line for line in self._file.read() if line["split"] == split]
         known = [BadRecord(line["index"], line["name"], line["reason"]) for line in lines]
-        path = self._place / self._file.path.name
+        path = self._reporter.place / self._file.path.name
 
         def report(record: BadRecord) -> None:
             line = {"split": split, **dataclasses.asdict(record)}
@@ -83,7 +73,7 @@ class BadImages:
         """
         if images:
             name = "bad_records*.jsonl" if jax.process_count() > 1 else self._file.path.name
-            where = f"listed in {self._place / name}"
+            where = f"listed in {self._reporter.place / name}"
             self._reporter.say(f"corrupt images left out: {images:,}, {where}")
         if images > self.val.allowed:
             raise DataError(
@@ -97,18 +87,9 @@ class SkippedSteps:
     """Reads the metrics of every step, and counts the steps skipped because they are not finite.
     The skipped steps are listed in `skipped_steps.jsonl` in the workdir. A resumed run keeps the
     list up to the step from which it resumes, and counts skipped steps in a row from 0 again.
-    `place` is the workdir in messages, if `workdir` is a copy of it.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        workdir: Path,
-        reporter: Reporter,
-        start_step: int,
-        place: Place | None = None,
-    ) -> None:
-        self._place = place or workdir
+    def __init__(self, run: Run, workdir: Path, reporter: Reporter, start_step: int) -> None:
         self._run, self._workdir, self._reporter = run, workdir, reporter
         self._file = MetricsFile(workdir / "skipped_steps.jsonl")
         self._main = jax.process_index() == 0
@@ -151,7 +132,7 @@ class SkippedSteps:
         try:
             with jax.transfer_guard("allow"):  # the file needs the whole state on the host
                 replay = write_replay(self._workdir, self._run, state, step, batch, values)
-            where = self._place / replay.name
+            where = self._reporter.place / replay.name
             hint = f"To find the first image and layer that are not finite: gnet replay {where}"
         except OSError as error:
             hint = f"No replay file could be written ({error.strerror or error})"
