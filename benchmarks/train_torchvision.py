@@ -38,7 +38,12 @@ CROP_AREA = (0.35, 1.0)  # as in configs/imagenette.py
 
 
 def read(place: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the images (N, 3, H, W) uint8 of a file or folder, and their labels (N,) int64."""
+    """Returns the images (N, 3, H, W) uint8 of a file or folder, and their labels (N,) int64.
+
+    Ends the program if there is no such file or folder.
+    """
+    if not place.exists():
+        raise SystemExit(f"error: {place} not found")
     if place.is_dir():
         images, labels = read_folder(place)
     else:

@@ -84,8 +84,8 @@ def test_torchvision_trains_on_folders_and_files(kind, tmp_path):
 @pytest.mark.slow
 @pytest.mark.walkthrough
 def test_the_plain_network_trains_on_files(tmp_path):
-    if importlib.util.find_spec("torch") is None:
-        pytest.skip("torch, the peer, is not installed")
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision, whose script reads the files, is not installed")
     generator = np.random.default_rng(0)
     for split, size in (("train", 1024), ("val", 20)):  # 1024 are a batch
         pixels = generator.integers(0, 256, (size, 32, 32, 3), np.uint8)

@@ -314,7 +314,6 @@ def test_evaluate_writes_the_accuracy_of_one_model_into_its_card(folder, tmp_pat
     metrics = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"][0]["metrics"]
     found = {metric["name"]: metric["value"] for metric in metrics}
     assert found["top-1"] == result["top1"]
-    # With two classes, there is no top-5.
     assert set(found) == {"top-1", "top-1, 10 crops", "top-1, 144 crops"}
     assert (tmp_path / "b/README.md").read_bytes() == before
     assert read_folder(tmp_path / "a").class_names == ("cat", "dog")

@@ -283,7 +283,7 @@ class _Loop:
                 self.profiler.end(step, (state, metrics), step_fn)
             newest = _Dispatched(step, metrics, stop, batch, len(self.bad_images.train))
             # Read and report the previous step while the device computes this one. If the call has
-            # waited for the step, its time would be counted for the previous step.
+            # waited, this step is read below, or its time would count for the previous one.
             if unread is not None:
                 self._finish(unread, state, meter, dead_heads)
             unread = newest

@@ -158,7 +158,7 @@ def test_a_run_stops_when_no_head_learns_and_the_config_asks_for_it(
 ):
     with pytest.raises(UserError, match=r"step 12: .*saved") as raised:
         train(guessing_run("stop"), tmp_path / "stop", compiled)
-    assert raised.value.exit_code == 2  # --supervise must not go on: the step is saved
+    assert raised.value.exit_code == 2  # so --supervise does not restart it
     assert "warning: step 12" in capfd.readouterr().out
     assert (tmp_path / "stop/checkpoints/12").is_dir()
 
