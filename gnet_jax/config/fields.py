@@ -168,7 +168,8 @@ class OptimConfig:
     optimizer: Literal["sgd", "nesterov", "rmsprop", "adamw", "lars", "lamb", "muon"] = "sgd"
     """sgd: SGD with momentum (the paper). nesterov: SGD with Nesterov momentum.
     rmsprop, adamw: as in optax. lars, lamb: SGD and Adam for large batches (docs/pods.md).
-    muon: orthogonal steps for kernels of convolutions, Adam for the rest; learns in few epochs."""
+    muon: orthogonal steps for kernels of convolutions, and Adam with a tenth of the learning rate
+    for the rest; learns in few epochs."""
     learning_rate: Annotated[Positive, arg(aliases=["--lr"])] = 0.01
     """Peak learning rate for the whole batch, over all devices and hosts."""
     scale_learning_rate: Literal["linear", "sqrt"] | None = None
@@ -200,6 +201,9 @@ class OptimConfig:
     """Factor for the learning rate of the parameters that --init loaded."""
     accumulate: Count = 1
     """Split each batch into this many parts and add up their gradients, to save memory."""
+    mirrored_pairs: bool = False
+    """Make every second filter the mirror image of the one before; learns in fewer epochs.
+    Only for images whose mirror images have the same class, and for training from scratch."""
     averaging: Literal["none", "polyak", "ema"] = "none"
     """Evaluate averaged parameters instead of the current ones.
     polyak: their mean since average_from. ema: their exponential moving average."""

@@ -22,6 +22,7 @@ from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, check_statis
 from gnet_jax.model.layers import roles_by_path
 from gnet_jax.model_folder.folder import TrainedModel, config_of
 from gnet_jax.training import gradients, sharding
+from gnet_jax.training.mirror import check_pairs, in_pairs
 from gnet_jax.training.optimizer import Optimizer, check_freeze, make_optimizer, scaled
 from gnet_jax.training.sharding import machine_memory, put_state, replicated
 from gnet_jax.training.step import TrainState, compute_gradient, create_state, eval_step, train_step
@@ -109,6 +110,8 @@ class Program:
         """Returns the state of a run before its first step, on every device of the mesh."""
         config = self.config
         variables = init(self.model, jax.random.PRNGKey(config.seed), config.data.image_size)
+        if config.optim.mirrored_pairs:
+            variables["params"] = in_pairs(variables["params"])
         if self.pretrained and self.takeover:
             trained, own = flat(self.pretrained.variables), flat(variables)
             own |= {name: jnp.asarray(trained[name]) for name in self.takeover.loaded}
@@ -267,6 +270,10 @@ def make_program(
     check_statistics(model, shapes["batch_stats"])
     roles_by_path(shapes["params"])  # raises for parameters that the optimiser has no rule for
     check_freeze(config.optim.freeze, shapes["params"])
+    if config.optim.mirrored_pairs:
+        if pretrained is not None:
+            raise ConfigError("optim.mirrored_pairs has no use with init; leave one of them out")
+        check_pairs(model.arch, shapes["params"])
     takeover = pretrained and compare(shapes, pretrained, tuple(class_names))
     loaded = frozenset(takeover.loaded if takeover else ())
     steps_per_epoch = images / config.batch_size

@@ -197,7 +197,7 @@ def test_muon_turns_the_gradient_of_a_convolution_into_an_orthogonal_step():
     assert found.min() > 0.6 * length
     assert found.max() < 1.3 * length
     np.testing.assert_allclose((left * found) @ right, step, atol=1e-3)
-    others = walk(optax.nadam(0.1), params, [grads])
+    others = walk(optax.nadam(0.01), params, [grads])  # a tenth of Muon's rate
     np.testing.assert_allclose(after["linear"]["kernel"], others["linear"]["kernel"], rtol=1e-5)
     np.testing.assert_allclose(after["conv"]["bias"], 2 * others["conv"]["bias"], rtol=1e-5)
 
@@ -237,7 +237,9 @@ def test_without_a_bias_factor_it_is_optaxs_own_with_everything_but_kernels_left
         ),
         "muon": lambda: optax.contrib.muon(
             0.1,
+            ns_steps=3,
             beta=0.8,
+            adam_learning_rate=0.01,
             adam_b1=0.8,
             weight_decay=0.3,
             consistent_rms=0.2,
