@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from pathlib import Path
 from typing import Annotated, Literal
@@ -102,7 +101,6 @@ def dream(
         strength: mean change of a pixel in each step, in grey levels.
         seed: seed of the shifts of the tiles.
     """
-    from gnet_jax.data.progress import progress_line
     from gnet_jax.inference.images import open_picture
     from gnet_jax.inference.lettering import save
     from gnet_jax.lab.look.dream import dream as dream_of
@@ -121,18 +119,16 @@ def dream(
     if octaves > most:
         raise UserError(f"--octaves is {octaves}; it must be at most {most} for this photo")
     (trained,) = open_models([model])
-    with contextlib.ExitStack() as stack:
-        changed = dream_of(
-            trained,
-            picture,
-            layer,
-            octaves=octaves,
-            octave_scale=octave_scale,
-            steps=steps,
-            strength=strength,
-            seed=seed,
-            progress=lambda total: stack.enter_context(progress_line("dreaming", "tiles", total)),
-        )
+    changed = dream_of(
+        trained,
+        picture,
+        layer,
+        octaves=octaves,
+        octave_scale=octave_scale,
+        steps=steps,
+        strength=strength,
+        seed=seed,
+    )
     save(changed, out)
     print(f"drew {out}")
 
@@ -199,7 +195,6 @@ def top_images(
             picture; 0 leaves it out.
         threads: number of threads that read and decode images.
     """
-    from gnet_jax.data.progress import progress_line
     from gnet_jax.inference.images import Pictures
     from gnet_jax.inference.predict import render_error
     from gnet_jax.lab.look import examples
@@ -213,21 +208,13 @@ def top_images(
     check_at_least("top", top)
     check_at_least("steps", steps, 0)
     check_at_least("threads", threads)
-    left_out: dict[str, list[str]] = {}
-    pictures = Pictures(data, left_out, split)
-    say_not_read(left_out)
+    pictures = Pictures(data, split=split)
+    say_not_read(pictures.left_out)
     (trained,) = open_models([model])
     key, channels = examples.find_channels(trained, layer)
-    failed: list[tuple[str, UserError]] = []
-    options = {"threads": threads, "on_error": lambda *found: failed.append(found)}
-    try:
-        with progress_line("reading", "images", len(pictures), warm_up=True) as advance:
-            best = examples.top_images(
-                trained, pictures, key, channels, top, advance=advance, **options
-            )
-    finally:
-        for name, error in failed:
-            render_error(console(stderr=True), name, error)
+    best, failed = examples.top_images(trained, pictures, key, channels, top, threads=threads)
+    for name, error in failed:
+        render_error(console(stderr=True), name, error)
     if not (read := len(pictures) - len(failed)):
         raise UserError("no image could be read")
     for number, found in best.items():

@@ -71,8 +71,8 @@ def predict(
     (trained,) = open_models([model])
     mapper = None if cam is None else ActivationMapper(trained, exact=True)
     out, errors, seen, failed = console(), console(stderr=True), 0, 0
-    left_out: dict[str, list[str]] = {}
-    for name, picture, found in predictions(Predictor(trained), Pictures(images, left_out), top):
+    pictures = Pictures(images)
+    for (name, picture, _), found in predictions(Predictor(trained), pictures, top):
         seen += 1
         if isinstance(found, UserError):
             failed += 1
@@ -90,7 +90,7 @@ def predict(
             check_not_input(target, inputs)
             save(draw(mapper(picture)[MAIN]), target)
             print(f"drew {target}", file=sys.stderr)
-    say_not_read(left_out)
+    say_not_read(pictures.left_out)
     return 1 if failed else 0
 
 
@@ -135,7 +135,7 @@ def evaluate(
     import jax
 
     from gnet_jax.inference.evaluate import evaluate as evaluate_models
-    from gnet_jax.inference.evaluate import evaluate_grid, paper_table, write_results
+    from gnet_jax.inference.evaluate import paper_table, write_results
     from gnet_jax.training.hosts import start
 
     check_at_least("batch-size", batch_size)
@@ -154,10 +154,9 @@ def evaluate(
             shared = {"models": len(models), "split": split, "crops": crops, "table": table}
             start.compare(shared | {"batch-size": batch_size, "bad-limit": bad_limit})
             source, trained = _open_on_all_hosts(models, step, data, split)
-            if table:
-                results = evaluate_grid(trained, source, **options)
-            else:
-                results = [evaluate_models(trained, source, crops, **options)]
+            groups = [trained[:1], trained] if table and len(trained) > 1 else [trained]
+            every = (1, 10, 144) if table else (crops,)
+            results = [evaluate_models(g, source, n, **options) for g in groups for n in every]
     except start.HostsError as error:
         print_error(f"gnet: error: {error}")
         return start.EXIT_LOST
@@ -247,9 +246,8 @@ def features(
     check_at_least("threads", threads)
     check_picture(out, (".npz",))
     check_not_input(out, [model, *data_files(images)])
-    left_out: dict[str, list[str]] = {}
-    pictures = Pictures(images, left_out, split)
-    say_not_read(left_out)
+    pictures = Pictures(images, split=split)
+    say_not_read(pictures.left_out)
     (trained,) = open_models([model])
     layer = find_features(trained, layer)
     found, failed = [], []

@@ -154,24 +154,16 @@ def read_onnx(path: Path) -> dict[str, list[np.ndarray]]:
     return layers
 
 
-def load_onnx(src: Path) -> tuple[TrainedModel, list[str]]:
-    """Returns the network in an ONNX file, and notes, as `load` does."""
-    network, notes = find_network(read_onnx(src), str(src))
-    arch, flat = from_caffe(network, str(src))
-    notes.append(mapping.assumed_preprocessing("Caffe's published GoogLeNet", PREPROCESSING))
-    source = {"format": "ONNX"}
-    return TrainedModel(GoogLeNet(arch), unflatten(flat), PREPROCESSING, (), source), notes
-
-
-def load(src: Path, sha256: str) -> tuple[TrainedModel, list[str]]:
-    """Returns the network in a .caffemodel, and notes on what was assumed, skipped or renamed.
+def load(src: Path, sha256: str, *, onnx: bool = False) -> tuple[TrainedModel, list[str]]:
+    """Returns the network in a .caffemodel or, if `onnx`, an ONNX file, and notes on what was
+    assumed, skipped or renamed.
 
     The model has no class names. `sha256` is the hash of the file. Raises WeightsError.
     """
-    layers, pixels, note = read_caffemodel(src)
+    layers, pixels, note = (read_onnx(src), PREPROCESSING, "") if onnx else read_caffemodel(src)
     network, notes = find_network(layers, str(src))
     arch, flat = from_caffe(network, str(src))
-    source = {"format": "caffemodel"}
+    source = {"format": "ONNX" if onnx else "caffemodel"}
     published = PUBLISHED["caffe"]
     if sha256 in (published.sha256, WITHOUT_HEADS_SHA256):
         source |= published.facts

@@ -39,24 +39,20 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 Run = Callable[[np.ndarray], np.ndarray]  # normalised images (B, S, S, 3) to logits (B, K)
 
 
-class ExportError(UserError):
-    """A network cannot be exported, or the exported file computes other logits."""
-
-
 def export(folder: TrainedModel, out: str | Path) -> float:
     """Write the network to `out` in the format of its suffix, and verify the file.
 
     Returns the largest difference from the network's own logits on random images, as a fraction of
     the largest logit. For .safetensors and .pth, it is 0: the variables must be identical.
-    Raises WeightsError if the format does not support the network, and ExportError for an unknown
+    Raises WeightsError if the format does not support the network, and UserError for an unknown
     suffix, a missing package, a path that cannot be written, or a difference above `TOLERANCE`. If
     there is an error, an existing file `out` is not changed.
     """
     out = typed_path(out)
     if out.suffix not in _WRITERS:
-        raise ExportError(f"cannot export to {out.name}; the suffixes are {', '.join(_WRITERS)}")
+        raise UserError(f"cannot export to {out.name}; the suffixes are {', '.join(_WRITERS)}")
     if out.name == folders.WEIGHTS_FILE and folders.is_model_folder(out.parent):
-        raise ExportError(f"{out} contains the weights of a model folder; choose another file")
+        raise UserError(f"{out} contains the weights of a model folder; choose another file")
     # Keep the suffix, because some readers need it.
     unfinished = out.with_name(f".{out.stem}-{os.getpid()}{out.suffix}")
     folder = dataclasses.replace(
@@ -69,10 +65,10 @@ def export(folder: TrainedModel, out: str | Path) -> float:
             difference = _largest_difference(folder, _WRITERS[out.suffix](folder, unfinished))
         if not difference <= TOLERANCE:
             reason = f"its logits differ from the network's by {difference:.1e} of the largest"
-            raise ExportError(f"did not write {out}: {reason}")
+            raise UserError(f"did not write {out}: {reason}")
         unfinished.replace(out)
     except OSError as error:
-        raise ExportError(f"cannot write {out}: {error.strerror}") from error
+        raise UserError(f"cannot write {out}: {error.strerror}") from error
     finally:
         unfinished.unlink(missing_ok=True)
     return difference
@@ -123,7 +119,7 @@ def _write_onnx(folder: TrainedModel, out: Path) -> Run:
 
         from gnet_jax.convert.onnx_graph import onnx_model
     except ImportError as error:
-        raise ExportError(needs("export to .onnx", error, "export")) from error
+        raise UserError(needs("export to .onnx", error, "export")) from error
     size = folder.preprocessing.image_size
     metadata = {"config": json_text(folders.config_of(folder))}
     onnx.save(onnx_model(folder.model.arch, flatten(folder.variables), size, metadata), out)
@@ -139,7 +135,7 @@ def _write_stablehlo(folder: TrainedModel, out: Path) -> Run:
     try:
         import flatbuffers  # noqa: F401  (jax.export writes with it)
     except ImportError as error:
-        raise ExportError(needs("export to .stablehlo", error, "export")) from error
+        raise UserError(needs("export to .stablehlo", error, "export")) from error
     program = _program(folder, "batch", PLATFORMS)
     out.write_bytes(program.serialize(vjp_order=0))
     read = jax_export.deserialize(bytearray(out.read_bytes()))
@@ -153,7 +149,7 @@ def _write_tflite(folder: TrainedModel, out: Path) -> Run:
         from litert_converter.mlir._mlir_libs import converter_api_ext as litert  # pyright: ignore
         from litert_converter.mlir.dialects import stablehlo  # pyright: ignore
     except ImportError as error:
-        raise ExportError(needs("export to .tflite", error, "litert")) from error
+        raise UserError(needs("export to .tflite", error, "litert")) from error
     program = _program(folder, "1", ("cpu",))  # phones classify one image at a time
     context = ir.Context()
     litert.prepare_mlir_context(context)

@@ -67,7 +67,7 @@ def locate(name: str | Path) -> Place:
 def fetch(name: str) -> Path:
     """Returns the file of the published weights `name`, downloaded to the cache folder if needed.
 
-    Raises a DownloadError if no server has the file.
+    Raises a UserError if no server has the file.
     """
     published = PUBLISHED[name]
     file = cache_folder() / "weights" / Path(published.urls[0]).name

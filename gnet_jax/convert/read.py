@@ -146,10 +146,8 @@ def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, l
             names = read_class_names(labels)
             names += tuple(f"class {i}" for i in range(len(names), outputs))
             found = dataclasses.replace(found, class_names=names)
-    elif head[:1] == b"\x08":  # the tag of the version, which begins an ONNX file
-        found, notes = caffe.load_onnx(src)
-    else:  # a caffemodel has no signature
-        found, notes = caffe.load(src, sha256)
+    else:  # a caffemodel has no signature; an ONNX file begins with the tag of its version
+        found, notes = caffe.load(src, sha256, onnx=head[:1] == b"\x08")
     # The .index of a TensorFlow checkpoint has a checksum of each tensor, so its sha256 is enough.
     source = {"file": src.name} | kind | found.source | {"file": src.name, "sha256": sha256}
     return dataclasses.replace(found, source=source), notes

@@ -12,10 +12,6 @@ from gnet_jax.errors import UserError
 TIMEOUT = 20.0  # seconds to wait for the next bytes from a server
 
 
-class DownloadError(UserError):
-    """No server has the right file."""
-
-
 def has_digest(file: Path, digest: str) -> bool:
     """Returns whether `file` exists and has `digest`: "sha256 HEX", "sha1 HEX" or "md5 HEX".
 
@@ -31,7 +27,7 @@ def fetch(urls: Sequence[str], file: Path, digest: str) -> Path:
     """Returns `file`, and downloads it from the first of `urls` that has it if necessary.
 
     Every call verifies the file; `has_digest` explains `digest`. An interrupted download resumes.
-    Only one process downloads a file; others that need it wait. Raises DownloadError if no server
+    Only one process downloads a file; others that need it wait. Raises UserError if no server
     has the file. The message says where to save the file by hand.
     """
     if has_digest(file, digest):
@@ -43,7 +39,7 @@ def fetch(urls: Sequence[str], file: Path, digest: str) -> Path:
             if not has_digest(file, digest):
                 _download(urls, file, digest)
     except OSError as error:
-        raise DownloadError(f"cannot write {file}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {file}: {error.strerror or error}") from error
     return file
 
 
@@ -60,7 +56,7 @@ def _download(urls: Sequence[str], file: Path, digest: str) -> None:
             kept.unlink(missing_ok=True)
             return
         problems.append(f"{url}: {problem}")
-    raise DownloadError(
+    raise UserError(
         f"cannot download {file.name} ({'; '.join(problems)}); try again later, or save the file "
         f"as {file} ({digest})"
     )

@@ -223,20 +223,6 @@ def _ranks(
     return ((sums_NK > label_sum_N1) | ((sums_NK == label_sum_N1) & earlier_NK)).sum(axis=1)
 
 
-def evaluate_grid(
-    models: Sequence[TrainedModel],
-    source: Source,
-    crops: Sequence[Crops] = (1, 10, 144),
-    **options: Any,
-) -> list[Evaluation]:
-    """Evaluate the first model, then the ensemble of all models, each with every number of crops.
-
-    `options` are further arguments of `evaluate`. The errors are the same, too.
-    """
-    ensembles = [models[:1], models] if len(models) > 1 else [models]
-    return [evaluate(chosen, source, n, **options) for chosen in ensembles for n in crops]
-
-
 def paper_table(evaluations: Sequence[Evaluation]) -> Table:
     """Returns a table of errors next to the paper's for the same numbers of models and crops."""
     paper = "paper: GoogLeNet on ImageNet's validation images (arXiv 1409.4842, Table 3)"

@@ -54,27 +54,22 @@ class Pictures(Sequence[Picture]):
 
     `images` is an image or a list of them. Each is what `open_picture` takes, a folder, or the name
     of a data set, of which `split` is read. A folder means all images in it and its subfolders, in
-    the order of `walk`. The files that are skipped are added to `left_out`, by reason. `several` is
+    the order of `walk`. The skipped files are in `left_out`, by reason. `several` is
     False for a single image. `class_names` are those of the data set if `images` is only one.
     """
 
-    def __init__(
-        self,
-        images: ImageLike | Sequence[ImageLike],
-        left_out: dict[str, list[str]] | None = None,
-        split: Split = "val",
-    ) -> None:
+    def __init__(self, images: ImageLike | Sequence[ImageLike], *, split: Split = "val") -> None:
         self.several = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
         self.class_names: tuple[str, ...] | None = None
         self._openers: list[Callable[[], Picture]] = []
         given: Any = images if self.several else [images]
-        left_out = {} if left_out is None else left_out
+        self.left_out: dict[str, list[str]] = {}
         for number, image in enumerate(given):
             path = os.fspath(image) if isinstance(image, str | os.PathLike) else ""
             if DATA_SET.fullmatch(path) and not os.path.lexists(path):
                 source = open_source(path, split)
                 self._openers += [partial(_example, source, i) for i in range(len(source))]
-                _add(source.left_out, left_out)
+                _add(source.left_out, self.left_out)
                 self.class_names = source.class_names if len(given) == 1 else None
             elif path != "-" and os.path.isdir(path):
                 if path == "digits":
@@ -82,7 +77,7 @@ class Pictures(Sequence[Picture]):
                         "reading the folder digits, not the data set digits; digits#100% is that",
                         file=sys.stderr,
                     )
-                self._openers += _folder(path, left_out)
+                self._openers += _folder(path, self.left_out)
             else:
                 name = path or (f"images[{number}]" if self.several else "the image")
                 self._openers.append(partial(_picture, name, image))

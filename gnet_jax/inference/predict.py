@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import flax.errors
 import jax
@@ -80,14 +80,6 @@ class Guess(TypedDict):
     index: int
     label: str
     probability: float
-
-
-class Prediction(NamedTuple):
-    """The most probable classes of one picture, or the error if it cannot be read."""
-
-    name: str
-    picture: Image.Image | UserError
-    top: list[Guess] | UserError
 
 
 class Predictor:
@@ -229,14 +221,11 @@ def top_classes(probabilities_K: np.ndarray, class_names: Sequence[str], k: int 
 
 def predictions(
     predictor: Predictor, pictures: Iterable[Picture], k: int = 5
-) -> Iterator[Prediction]:
-    """Yields each picture's `k` most probable classes, or its error, in the order given."""
-    for (name, picture, _), row in _rows(predictor, pictures, predictor.logits):
-        if isinstance(row, UserError):
-            yield Prediction(name, picture, row)
-        else:
-            top = top_classes(softmax(row), predictor.trained.class_names, k)
-            yield Prediction(name, picture, top)
+) -> Iterator[tuple[Picture, list[Guess] | UserError]]:
+    """Yields each picture and its `k` most probable classes, or its error, in the order given."""
+    names = predictor.trained.class_names
+    for picture, row in _rows(predictor, pictures, predictor.logits):
+        yield picture, row if isinstance(row, UserError) else top_classes(softmax(row), names, k)
 
 
 def feature_rows(

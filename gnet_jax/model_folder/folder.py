@@ -231,29 +231,25 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, st
 # The content of config.json: everything about a model except its variables.
 
 
-class SchemaError(UserError):
-    """A JSON value is invalid. The message names the field."""
-
-
 def from_json(kind: type[T], value: Any, where: str = "") -> T:
     """Convert `value`, a result of `json.loads`, to the type `kind`.
 
     `kind` is a dataclass, a named tuple, or the type of one of their fields. Missing fields have
-    their defaults. Raises SchemaError for an unknown field or a wrong type. `where` is the
+    their defaults. Raises UserError for an unknown field or a wrong type. `where` is the
     name of the value in the message.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
         if not isinstance(value, dict):
-            raise SchemaError(f"{where or 'the file'} is {value!r}; it must be an object")
+            raise UserError(f"{where or 'the file'} is {value!r}; it must be an object")
         hints, prefix = typing.get_type_hints(kind), f"{where}." if where else ""
         if unknown := sorted(value.keys() - hints.keys()):
-            raise SchemaError(f"{prefix}{unknown[0]} is not a field of {kind.__name__}")
+            raise UserError(f"{prefix}{unknown[0]} is not a field of {kind.__name__}")
         fields = {name: from_json(hints[name], v, f"{prefix}{name}") for name, v in value.items()}
         try:
             return kind(**fields)
         except TypeError as error:  # a field of a named tuple is missing
-            raise SchemaError(f"{where}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
     if origin is Literal and value in args:
         return value
     if origin in (typing.Union, types.UnionType):
@@ -272,7 +268,7 @@ def from_json(kind: type[T], value: Any, where: str = "") -> T:
     if kind in (int, float, str, bool) and type(value) is kind:
         return value
     wanted = kind.__name__ if isinstance(kind, type) and not args else str(kind)
-    raise SchemaError(f"{where} is {value!r}; it must be {wanted.removeprefix('typing.')}")
+    raise UserError(f"{where} is {value!r}; it must be {wanted.removeprefix('typing.')}")
 
 
 def to_json(value: Any) -> Any:
@@ -347,14 +343,14 @@ def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> Traine
 
 def _read_config(config: Any) -> _Fields:
     if not isinstance(config, dict):
-        raise SchemaError(f"it is of type {type(config).__name__}; it must be an object")
+        raise UserError(f"it is of type {type(config).__name__}; it must be an object")
     kinds = {"": _Fields, "architecture": Architecture, "preprocessing": Preprocessing}
     for part, kind in kinds.items():
         value = config[part] if part else config
         # Refuse missing fields, because a default could be wrong without being noticed.
         for name in typing.get_type_hints(kind):
             if isinstance(value, dict) and name not in value and name not in ADDED_LATER:
-                raise SchemaError(f"{f'{part}.{name}'.lstrip('.')} is missing")
+                raise UserError(f"{f'{part}.{name}'.lstrip('.')} is missing")
     found = from_json(_Fields, {name: config[name] for name in _Fields._fields})
     arch, labels = found.architecture, found.id2label
     for part in arch.own_parts:
@@ -364,10 +360,10 @@ def _read_config(config: Any) -> _Fields:
             print(f"{warning}; if its code differs, the results may be wrong", file=sys.stderr)
         custom.load(part)
     if found.num_classes != arch.num_classes:
-        raise SchemaError(
+        raise UserError(
             f"num_classes is {found.num_classes}, but {arch.num_classes} in the architecture"
         )
     if missing := [i for i in range(len(labels)) if str(i) not in labels]:
-        raise SchemaError(f"id2label.{missing[0]} is missing; the keys must be 0, 1, ...")
+        raise UserError(f"id2label.{missing[0]} is missing; the keys must be 0, 1, ...")
     check_preprocessing(found.preprocessing, "preprocessing")
     return found

@@ -52,9 +52,9 @@ class TrainedModel:
         if top < 1:
             raise UserError(f"top is {top}; it must be at least 1")
         results = []
-        for name, _, found in predictions(self._predictor, Pictures(images), top):
+        for picture, found in predictions(self._predictor, Pictures(images), top):
             if isinstance(found, UserError):
-                raise UserError(f"{name}: {found}") from found
+                raise UserError(f"{picture.name}: {found}") from found
             results.append([(guess["label"], guess["probability"]) for guess in found])
         return results
 

@@ -203,8 +203,11 @@ def eval_step(
     """
     variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
     outputs: Any = model.apply(variables, preprocess(batch["image"]))
-    logits_BK = outputs.logits
-    label_B, mask_B = batch["label"], batch["mask"]
+    return sum_metrics(outputs.logits, batch["label"], batch["mask"])
+
+
+def sum_metrics(logits_BK: jax.Array, label_B: jax.Array, mask_B: jax.Array) -> Metrics:
+    """Returns the sums that `eval_step` explains, for the logits of one head."""
     losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, label_B)
     _, best_B5 = jax.lax.top_k(logits_BK, min(5, logits_BK.shape[-1]))
     hits_B5 = (best_B5 == label_B[:, None]) & mask_B[:, None]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.convert.caffe import PREPROCESSING, from_caffe, load_onnx, read_caffemodel
+from gnet_jax.convert.caffe import PREPROCESSING, from_caffe, load, read_caffemodel
 from gnet_jax.convert.read import read
 from gnet_jax.model.googlenet import GoogLeNet, endpoints
 from gnet_jax.model_folder import WeightsError
@@ -241,7 +241,7 @@ def test_renamed_classifiers_of_an_onnx_file_are_used_in_the_files_order(tmp_pat
             graph += message(5, dims + number(2, 1) + title + message(9, blob.tobytes()))
     file = tmp_path / "mine.onnx"
     file.write_bytes(number(1, 3) + message(7, graph))
-    found, notes = load_onnx(file)
+    found, notes = load(file, "", onnx=True)
     arch, flat = from_caffe(random_layers(), "memory")
     assert found.model.arch == arch
     for name, value in flatten(found.variables).items():

@@ -17,11 +17,12 @@ from safetensors.numpy import load_file
 
 import gnet_jax
 from gnet_jax.convert import export as export_room
-from gnet_jax.convert.export import TOLERANCE, ExportError, export
+from gnet_jax.convert.export import TOLERANCE, export
 from gnet_jax.convert.read import convert
 from gnet_jax.convert.torchvision import preprocessing
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import central_crop, decode
+from gnet_jax.errors import UserError
 from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import TrainedModel, WeightsError, write_folder
@@ -201,15 +202,15 @@ def test_a_file_that_computes_something_else_is_removed(
     if difference is None:
         assert export(small, tmp_path / "net.onnx") == pytest.approx(5e-5, rel=0.05)
         return
-    with pytest.raises(ExportError, match=difference):
+    with pytest.raises(UserError, match=difference):
         export(small, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_suffix_and_a_missing_folder_are_named(tmp_path, small):
-    with pytest.raises(ExportError, match=r"net\.pb.*\.onnx"):
+    with pytest.raises(UserError, match=r"net\.pb.*\.onnx"):
         export(small, tmp_path / "net.pb")
-    with pytest.raises(ExportError, match="missing"):
+    with pytest.raises(UserError, match="missing"):
         export(small, tmp_path / "missing" / "net.safetensors")
 
 
@@ -230,7 +231,7 @@ def test_a_missing_package_names_the_extra(tmp_path, small, monkeypatch, suffix,
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ExportError, match=rf"{package}.*\[{extra}\]"):
+    with pytest.raises(UserError, match=rf"{package}.*\[{extra}\]"):
         export(small, tmp_path / f"net{suffix}")
 
 
@@ -238,7 +239,7 @@ def test_the_weights_of_a_model_folder_are_not_replaced(tmp_path, small):
     write_folder(tmp_path / "model", small)
     weights = tmp_path / "model" / "model.safetensors"
     before = weights.read_bytes()
-    with pytest.raises(ExportError, match=str(weights)):
+    with pytest.raises(UserError, match=str(weights)):
         export(small, weights)
     assert weights.read_bytes() == before
 
@@ -359,7 +360,7 @@ def test_a_difference_at_the_tolerance_is_accepted(tmp_path, small, monkeypatch)
     assert TOLERANCE == 1e-4
     out, differences = tmp_path / "net.safetensors", iter([1.1e-4, 1e-4])
     monkeypatch.setattr(export_room, "_largest_difference", lambda *_: next(differences))
-    with pytest.raises(ExportError, match=r"1\.1e-04"):
+    with pytest.raises(UserError, match=r"1\.1e-04"):
         export(small, out)
     assert not out.exists()
     assert export(small, out) == 1e-4

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import Preprocessing, UserError
-from gnet_jax.convert.export import ExportError, export
+from gnet_jax.convert.export import export
 from gnet_jax.convert.torchvision import to_torchvision
 from gnet_jax.model.architecture import VARIANTS
 from gnet_jax.model.googlenet import GoogLeNet
@@ -54,7 +54,7 @@ def test_onnx_names_what_it_has_no_place_for(tmp_path, make, name):
 
 def test_onnx_without_the_networks_pools_is_not_kept(tmp_path):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    with pytest.raises(ExportError, match=r"net\.onnx"):
+    with pytest.raises(UserError, match=r"net\.onnx"):
         export(folder_of(with_block(AveragePools)), tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -18,12 +18,11 @@ import pytest
 
 import gnet_jax
 from gnet_jax.cli.main import main
-from gnet_jax.config import Config
+from gnet_jax.config import Config, UserError
 from gnet_jax.convert.published import PUBLISHED, Published, fetch, locate
 from gnet_jax.convert.read import convert
 from gnet_jax.convert.start import with_start
 from gnet_jax.data import download
-from gnet_jax.data.download import DownloadError
 from tests.convert.caffe_files import NARROW, caffemodel_bytes, random_layers
 
 # Larger than the pieces in which a file is downloaded.
@@ -142,7 +141,7 @@ def test_the_right_file_comes_from_the_first_server_that_has_it(server, tmp_path
 )
 def test_without_the_right_file_the_error_says_how_to_install_it(server, tmp_path, way, problem):
     offered = server(way)
-    with pytest.raises(DownloadError) as caught:
+    with pytest.raises(UserError) as caught:
         fetch("caffe")
     for part in (offered.urls[0], problem, str(cached(tmp_path)), offered.sha256):
         assert part in str(caught.value)
@@ -183,7 +182,7 @@ def test_a_page_instead_of_the_file_does_not_discard_the_part(server, tmp_path):
     partial.parent.mkdir(parents=True)
     partial.write_bytes(BODY[:1000])
     server("wrong")
-    with pytest.raises(DownloadError, match="another file"):
+    with pytest.raises(UserError, match="another file"):
         fetch("caffe")
     server("wrong", "good")
     assert fetch("caffe").read_bytes() == BODY
@@ -309,5 +308,5 @@ def test_a_cache_that_cannot_be_written_is_named(server, tmp_path):
     server("good")
     cached(tmp_path).parent.parent.mkdir(parents=True)
     cached(tmp_path).parent.write_text("a file where the folder should be")
-    with pytest.raises(DownloadError, match=str(cached(tmp_path))):
+    with pytest.raises(UserError, match=str(cached(tmp_path))):
         fetch("caffe")

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from gnet_jax.convert.export import ExportError, export
+from gnet_jax.convert.export import export
 from gnet_jax.convert.torch_file import read_torch, write_torch
 from gnet_jax.convert.torchvision import from_torchvision, preprocessing, to_torchvision
+from gnet_jax.errors import UserError
 from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import TrainedModel, WeightsError
@@ -106,7 +107,7 @@ def test_a_pth_is_read_back_and_must_be_the_same(tmp_path, own, monkeypatch):
         monkeypatch.setattr(
             "gnet_jax.convert.export.to_torchvision", lambda *_, o=other: to_torchvision(arch, o)
         )
-        with pytest.raises(ExportError, match="inf"):
+        with pytest.raises(UserError, match="inf"):
             export(folder, tmp_path / "other.pth")
     assert [path.name for path in tmp_path.iterdir()] == ["net.pth"]
 

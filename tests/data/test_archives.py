@@ -14,10 +14,10 @@ from PIL import Image
 
 from gnet_jax.cli.main import main
 from gnet_jax.data.decode import decode
-from gnet_jax.data.download import DownloadError
 from gnet_jax.data.prepare.tfds import prepare
 from gnet_jax.data.sources import open_source
 from gnet_jax.data.sources.tfds import TfdsSource
+from gnet_jax.errors import UserError
 from tests.data.ilsvrc_tars import encoded, picture, tar_of
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer"]
@@ -189,7 +189,7 @@ def test_an_archive_that_was_downloaded_by_hand_is_used(publish, site, tmp_path)
     (site[0] / name).unlink()
     (tmp_path / "hand").mkdir()
     (tmp_path / "hand" / name).write_bytes(data)
-    with pytest.raises(DownloadError, match="404"):
+    with pytest.raises(UserError, match="404"):
         prepare("cifar10", data_dir=tmp_path)
     images = prepare("cifar10", data_dir=tmp_path, manual_dir=tmp_path / "hand").images
     assert images == {"train": 20, "test": 4}

@@ -268,17 +268,17 @@ def test_predict_walks_as_training_does(root, monkeypatch):
     (cat / ".hidden.png").write_bytes(b"x")
     (cat / "shut").mkdir()
     unlistable(monkeypatch, cat / "shut")
-    aside = {}
+    pictures = Pictures([str(cat)])
     found = {
         name.removeprefix(f"{cat}/"): image if isinstance(image, UserError) else 1
-        for name, image, _ in Pictures([str(cat)], aside)
+        for name, image, _ in pictures
     }
     assert [name for name in found if isinstance(found[name], int)] == [
         *("0.png", "1.png", "more/1.png")
     ]
     assert str(found["gone.png"]) == "is a broken link"
     assert "Permission denied" in str(found["shut"])
-    assert {reason: len(paths) for reason, paths in aside.items()} == {
+    assert {reason: len(paths) for reason, paths in pictures.left_out.items()} == {
         "hidden": 1,
         "repeated folder": 1,
         "unsupported format": 1,

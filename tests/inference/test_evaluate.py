@@ -24,7 +24,6 @@ from gnet_jax.inference.evaluate import (
     Evaluation,
     crop_plan,
     evaluate,
-    evaluate_grid,
     extract,
     pair_classes,
     paper_table,
@@ -572,16 +571,3 @@ def test_a_card_with_a_byte_order_mark_keeps_one_header_and_other_encodings_are_
     card.write_bytes("---\n---\nMünchen\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"README\.md is not UTF-8"):
         write_results(tmp_path / "model", "folder:p", "val", [found])
-
-
-def test_the_grid_is_one_model_and_then_all_of_them(model_a, make_model, make_photos):
-    source = make_photos(3)
-    found = evaluate_grid([model_a, make_model(3)], source, [1, 10])
-    assert [(e.models, e.crops) for e in found] == [(1, 1), (1, 10), (2, 1), (2, 10)]
-    assert {e.images for e in found} == {3}
-    assert [e.models for e in evaluate_grid([model_a], source, [1])] == [1]
-    source = make_photos(13)
-    first, second = (counts(evaluate([m], source)) for m in (model_a, make_model(3)))
-    assert first != second
-    grid = evaluate_grid([model_a, make_model(3)], source, [1])
-    assert counts(grid[0]) == first

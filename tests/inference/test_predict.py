@@ -136,18 +136,18 @@ def test_predictions_keep_the_order_and_name_what_failed(predictor, make_photo):
     given += [strip, lost]
     given += [lost] * predictor.batch_size  # a batch without a picture
     found = list(predictions(predictor, [Picture(str(i), p) for i, p in enumerate(given)], k=2))
-    assert [p.name for p in found] == [str(i) for i in range(len(given))]
+    assert [p.name for p, _ in found] == [str(i) for i in range(len(given))]
     names = predictor.trained.class_names
-    for picture, prediction in zip(given, found, strict=True):
+    for picture, (seen, top) in zip(given, found, strict=True):
         if isinstance(picture, Image.Image) and picture is not strip:
-            assert isinstance(prediction.top, list)
+            assert isinstance(top, list)
             square = central_crop(picture, predictor.trained.preprocessing)
             order = np.argsort(-predictor.logits(square[None])[0])[:2]
-            assert [g["label"] for g in prediction.top] == [names[i] for i in order]
-            assert prediction.picture is picture
+            assert [g["label"] for g in top] == [names[i] for i in order]
+            assert seen.picture is picture
         else:
-            assert isinstance(prediction.top, ImageError)
-    assert found[2].top is lost
+            assert isinstance(top, ImageError)
+    assert found[2][1] is lost
 
 
 def test_a_batch_is_shown_before_the_next_picture_is_read(predictor, make_photo):
@@ -155,7 +155,7 @@ def test_a_batch_is_shown_before_the_next_picture_is_read(predictor, make_photo)
         yield from (Picture(str(i), make_photo(i)) for i in range(predictor.batch_size))
         raise AssertionError("the next one was read first")
 
-    assert next(predictions(predictor, given())).name == "0"
+    assert next(predictions(predictor, given()))[0].name == "0"
 
 
 def written(width: int, terminal: bool, encoding: str = "utf-8") -> str:

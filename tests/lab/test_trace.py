@@ -124,15 +124,12 @@ def test_a_profile_has_the_mean_time_per_step_and_device(tmp_path, monkeypatch, 
     assert found.scopes() == {"stem": (pytest.approx(8 / 2 / devices), 0)}
 
 
-def test_a_corrupt_trace_and_an_old_jaxlib_are_named(tmp_path, monkeypatch):
+def test_a_corrupt_trace_is_named(tmp_path):
     folder = window_folder(tmp_path, 4, 5)
     folder.mkdir(parents=True)
     (folder / PROGRAM).write_text(HLO)
     (folder / "host-0.xplane.pb").write_bytes(b"\xff" * 100)
     with pytest.raises(UserError, match=r"host-0\.xplane\.pb is corrupt"):
-        read_profile(tmp_path)
-    monkeypatch.setattr(trace.jax.profiler, "ProfileData", None)
-    with pytest.raises(UserError, match="jaxlib"):
         read_profile(tmp_path)
 
 

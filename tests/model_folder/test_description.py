@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from gnet_jax.config import Config, Preprocessing
+from gnet_jax.config import Config, Preprocessing, UserError
 from gnet_jax.model.architecture import VARIANTS, Architecture
-from gnet_jax.model_folder.folder import SchemaError, from_json, to_json
+from gnet_jax.model_folder.folder import from_json, to_json
 
 
 @pytest.mark.parametrize(
@@ -38,21 +38,21 @@ def test_a_value_comes_back_through_json(value):
     ],
 )
 def test_what_does_not_fit_is_named(change, message):
-    with pytest.raises(SchemaError, match=message):
+    with pytest.raises(UserError, match=message):
         from_json(Architecture, to_json(Architecture()) | change)
 
 
 def test_an_unknown_field_is_named_with_the_object_around_it():
-    with pytest.raises(SchemaError, match=r"^optim\.rate is not a field of OptimConfig"):
+    with pytest.raises(UserError, match=r"^optim\.rate is not a field of OptimConfig"):
         from_json(Config, {"optim": {"rate": 1}})
-    with pytest.raises(SchemaError, match=r"^rate is not a field of Config"):
+    with pytest.raises(UserError, match=r"^rate is not a field of Config"):
         from_json(Config, {"rate": 1})
 
 
 def test_an_optional_field_has_a_value_of_its_type_or_none():
     for block in ("mine.py:Block", None):
         assert from_json(Architecture, {"block": block}).block == block
-    with pytest.raises(SchemaError, match=r"block is 3; it must be str"):
+    with pytest.raises(UserError, match=r"block is 3; it must be str"):
         from_json(Architecture, {"block": 3})
 
 

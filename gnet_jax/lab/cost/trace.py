@@ -163,11 +163,8 @@ def scope_of(source: str) -> tuple[str, bool]:
 
 def _read_trace(file: Path, module: str) -> Iterator[tuple[Any, str, float]]:
     """Yield (device, name, seconds) for each operation of the program `module` in a trace."""
-    reader: Any = getattr(jax.profiler, "ProfileData", None)
-    if reader is None:
-        raise UserError("reading a trace requires a newer jaxlib: pip install --upgrade jax jaxlib")
     try:
-        planes = list(reader.from_file(str(file)).planes)
+        planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
     except RuntimeError as error:
         fix = "trace the steps again in another workdir"
         raise UserError(f"the trace {file} is corrupt ({error}); {fix}") from error

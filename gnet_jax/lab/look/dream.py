@@ -7,7 +7,6 @@ memory and one compiled program. Each step shifts the tiles, so that their borde
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from PIL import Image
 
 from gnet_jax.config import UserError
 from gnet_jax.data.augment import preprocess
+from gnet_jax.data.progress import progress_line
 from gnet_jax.inference.predict import layer_shapes
 from gnet_jax.lab.look.objectives import parse
 from gnet_jax.lab.look.visualize import unblocked
@@ -34,7 +34,6 @@ def dream(
     steps: int = 10,
     strength: float = 1.5,
     seed: int = 0,
-    progress: Callable[[int], Callable[[], None]] = lambda total: lambda: None,
 ) -> Image.Image:
     """Returns the RGB picture, changed at `octaves` sizes by `steps` steps each.
 
@@ -42,7 +41,6 @@ def dream(
         layer: a layer, whose mean square is increased, or another objective of `parse`.
         octave_scale: ratio of the sides of two octaves; the last octave has the picture's size.
         strength: mean change of a pixel in each step, in grey levels.
-        progress: given the number of tiles, returns a function that is called after each tile.
 
     Raises:
         UserError: for an unknown layer, and for an objective that no change of the picture affects.
@@ -65,27 +63,27 @@ def dream(
         for octave in reversed(range(octaves))
     ]
     tiles = sum(math.ceil(height / side) * math.ceil(width / side) for height, width in sizes)
-    advance = progress(steps * tiles)
     generator, changes = np.random.default_rng(seed), False
     image = change = np.zeros((1, 1, 3), np.float32)
-    for size in sizes:
-        base = _resized(photo, size)
-        image = base + _resized(change, size)
-        for _ in range(steps):
-            shift = generator.integers(0, size)
-            rolled = np.roll(image, shift, (0, 1))
-            padding = [(0, -length % side) for length in size]
-            padded = np.pad(rolled, [*padding, (0, 0)], mode="wrap")
-            slopes = np.empty_like(padded)
-            for y in range(0, padded.shape[0], side):
-                for x in range(0, padded.shape[1], side):
-                    place = np.s_[y : y + side, x : x + side]
-                    slopes[place] = gradient(trained.variables, padded[place])
-                    advance()
-            slope = np.roll(slopes[: size[0], : size[1]], -shift, (0, 1))
-            changes |= bool(slope.any())
-            image = np.clip(image + strength * slope / (np.abs(slope).mean() + 1e-12), 0, 255)
-        change = image - base
+    with progress_line("dreaming", "tiles", steps * tiles) as advance:
+        for size in sizes:
+            base = _resized(photo, size)
+            image = base + _resized(change, size)
+            for _ in range(steps):
+                shift = generator.integers(0, size)
+                rolled = np.roll(image, shift, (0, 1))
+                padding = [(0, -length % side) for length in size]
+                padded = np.pad(rolled, [*padding, (0, 0)], mode="wrap")
+                slopes = np.empty_like(padded)
+                for y in range(0, padded.shape[0], side):
+                    for x in range(0, padded.shape[1], side):
+                        place = np.s_[y : y + side, x : x + side]
+                        slopes[place] = gradient(trained.variables, padded[place])
+                        advance()
+                slope = np.roll(slopes[: size[0], : size[1]], -shift, (0, 1))
+                changes |= bool(slope.any())
+                image = np.clip(image + strength * slope / (np.abs(slope).mean() + 1e-12), 0, 255)
+            change = image - base
     if not changes:
         raise UserError(f"{layer} has no gradient in this picture; choose another layer or channel")
     return Image.fromarray(np.round(image).astype(np.uint8))

@@ -1,6 +1,6 @@
 """Find and draw the images of a data set, and the places in them, that excite each channel most."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from gnet_jax.config import UserError
 from gnet_jax.data.decode import central_crop
+from gnet_jax.data.progress import progress_line
 from gnet_jax.inference.images import Picture
 from gnet_jax.inference.lettering import save
 from gnet_jax.inference.predict import Predictor, feature_rows, layer_shapes
@@ -55,22 +56,22 @@ def top_images(
     top: int,
     *,
     threads: int = 4,
-    advance: Callable[[], None] = lambda: None,
-    on_error: Callable[[str, UserError], None],
-) -> dict[int, list[Example]]:
-    """Returns at most `top` examples of each channel, the strongest first.
+) -> tuple[dict[int, list[Example]], list[tuple[str, UserError]]]:
+    """Returns at most `top` examples of each channel, the strongest first, and the errors.
 
     Images in which a channel is 0 everywhere are not examples of it. `layer` is a key of
-    `endpoints`. `advance` is called after each picture, and `on_error` with the name and the error
-    of each picture that cannot be read.
+    `endpoints`.
     """
     shape = layer_shapes(trained)[layer].shape[1:]
     best: dict[int, list[Example]] = {number: [] for number in channels}
     rows = feature_rows(Predictor(trained), pictures, layer, flatten=True, threads=threads)
-    for index, (picture, row) in enumerate(rows):
-        if isinstance(row, UserError):
-            on_error(picture.name, row)
-        else:
+    failed: list[tuple[str, UserError]] = []
+    with progress_line("reading", "images", len(pictures), warm_up=True) as advance:
+        for index, (picture, row) in enumerate(rows):
+            advance()
+            if isinstance(row, UserError):
+                failed.append((picture.name, row))
+                continue
             value_PC = row.reshape(-1, shape[-1])[:, list(channels)]
             places = value_PC.argmax(axis=0)
             for number, place, column in zip(channels, places, value_PC.T, strict=True):
@@ -79,8 +80,7 @@ def top_images(
                 y, x = divmod(int(place), shape[1] if len(shape) == 3 else 1)
                 best[number].append(Example(float(column[place]), index, y, x))
                 best[number] = sorted(best[number], key=lambda each: -each.value)[:top]
-        advance()
-    return best
+    return best, failed
 
 
 def draw_examples(

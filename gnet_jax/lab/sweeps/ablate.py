@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from rich.live import Live
 from rich.text import Text
 
@@ -40,7 +39,7 @@ from gnet_jax.training.loop import CompiledSteps, train
 from gnet_jax.training.observe.console import SafeConsole, duration
 from gnet_jax.training.program import Run, model_of, prepare
 from gnet_jax.training.sharding import compile_eval_step, put_batches, step_memory
-from gnet_jax.training.step import TrainState, head_names
+from gnet_jax.training.step import TrainState, head_names, sum_metrics
 from gnet_jax.training.workdir import CONFIG_FILE, BusyError, MetricsFile, open_workdir, write_json
 
 LOG_FILE = "log.txt"
@@ -149,7 +148,7 @@ class Bench:
         count, totals = 0, {name: np.zeros(len(names)) for name in metrics}
         for batch in put_batches(batches, program.mesh, program.eval_batch_size):
             sums = jax.device_get(self._head_step(state, batch))
-            count += int(sums["count"])
+            count += int(sums["count"][0])
             for name, total_H in totals.items():
                 total_H += sums[name]
         return count, {
@@ -165,24 +164,15 @@ def head_sums(
     model: GoogLeNet,
     preprocessing: Preprocessing,
 ) -> dict[str, jax.Array]:
-    """Returns sums over the examples in the batch's mask: `count`, and `loss`, `top1`, `top5` (H,).
+    """Returns the sums of `eval_step` for every head, (H,), in the order of `head_names`.
 
-    The H heads are in the order of `head_names`. They run without dropout, so their losses can be
-    compared. Averaged parameters are used if the state has them.
+    The heads run without dropout, so their losses can be compared.
     """
     variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
     outputs = every_head(model, variables, preprocess(batch["image"], preprocessing=preprocessing))
-    label_B, mask_B = batch["label"], batch["mask"]
     heads = (outputs.logits, *outputs.aux_logits)
-    losses = [optax.softmax_cross_entropy_with_integer_labels(x, label_B) for x in heads]
-    best = [jax.lax.top_k(x, min(5, x.shape[-1]))[1] for x in heads]
-    hits = [(best_B5 == label_B[:, None]) & mask_B[:, None] for best_B5 in best]
-    return {
-        "count": jnp.sum(mask_B, dtype=jnp.int32),
-        "loss": jnp.stack([jnp.sum(jnp.where(mask_B, loss_B, 0.0)) for loss_B in losses]),
-        "top1": jnp.stack([jnp.sum(hits_B5[:, 0], dtype=jnp.int32) for hits_B5 in hits]),
-        "top5": jnp.stack([jnp.sum(hits_B5, dtype=jnp.int32) for hits_B5 in hits]),
-    }
+    sums = [sum_metrics(logits_BK, batch["label"], batch["mask"]) for logits_BK in heads]
+    return jax.tree.map(lambda *each: jnp.stack(each), *sums)
 
 
 def check_configs(sweep: Sweep) -> None:
@@ -230,9 +220,10 @@ def run_cells(
     second signal ends the process.
     """
     costs = {name: relative_cost(config) for name, config in sweep.configs.items()}
-    due = [cell for cell in cells if is_due(cell, retry_failed)]
+    results = [(cell, cell.result) for cell in cells]
+    due = [cell for cell, r in results if r is None or (retry_failed and "error" in r)]
     left = sum(costs[cell.name] for cell in due)
-    failed = sum(cell not in due and "error" in (cell.result or {}) for cell in cells)
+    failed = sum(cell not in due and "error" in (r or {}) for cell, r in results)
     done = f"{len(cells) - len(due) - failed} done" + (f", {failed} failed" if failed else "")
     progress.say(f"{len(cells)} runs: {done}, {len(due)} to train")
     bench = functools.lru_cache(maxsize=1)(Bench)
@@ -263,12 +254,6 @@ def run_cells(
             cell.workdir.mkdir(parents=True, exist_ok=True)
             write_json(cell.workdir / RESULT_FILE, result)
             progress.say(f"{what}: {ended}")
-
-
-def is_due(cell: Cell, retry_failed: bool) -> bool:
-    """Returns whether a run has not ended, or failed and is to be tried again."""
-    result = cell.result
-    return result is None or (retry_failed and result["status"] == "failed")
 
 
 def config_to_train(cell: Cell, sweep: Sweep) -> Config:

@@ -106,7 +106,7 @@ def tabulate(sweep: SweepRecord) -> tuple[list[str], list[list[Value]]]:
         runs += f", {len(row.failed)} failed" if row.failed else ""
         costs = ("macs", "params", "params_with_aux", "images_per_sec")
         values: list[Value] = [
-            (_marked(row, sweep.baseline), None),
+            (row.name + f" {OTHER_VERSION}" * has_other_version(row, sweep.baseline), None),
             _percent(row.values("top1")),
             _difference(row, sweep.baseline),
             _image_error(row),
@@ -120,27 +120,19 @@ def tabulate(sweep: SweepRecord) -> tuple[list[str], list[list[Value]]]:
     return header, lines
 
 
-def _marked(row: Row, baseline: Row) -> str:
-    return f"{row.name} {OTHER_VERSION}" if has_other_version(row, baseline) else row.name
-
-
 def has_other_version(row: Row, baseline: Row) -> bool:
     """Returns whether the code that trained `row` is not the code that trained the baseline."""
     return bool(row.done and baseline.done) and row.versions != baseline.versions
 
 
 def _difference(row: Row, baseline: Row) -> Value:
+    """Returns the difference in points, with half its interval: "+2.90 ± 8.91, higher"."""
     difference = row.minus(baseline)
     if row is baseline or difference is None:
         return ("baseline" if row is baseline else ""), None
-    return f"{points(difference)}, {difference.verdict}", difference.mean
-
-
-def points(difference: Difference) -> str:
-    """Returns a difference in points, with half its interval: "+2.90 ± 8.91"."""
-    mean = f"{100 * difference.mean:+.2f}".replace("-", MINUS)
-    margin = difference.margin
-    return mean if margin is None else f"{mean} {PLUS_MINUS} {100 * margin:.2f}"
+    mean, margin = f"{100 * difference.mean:+.2f}".replace("-", MINUS), difference.margin
+    spread = "" if margin is None else f" {PLUS_MINUS} {100 * margin:.2f}"
+    return f"{mean}{spread}, {difference.verdict}", difference.mean
 
 
 def _image_error(row: Row) -> Value:
@@ -228,7 +220,8 @@ def _other_data(sweep: SweepRecord, row: Row) -> list[str]:
         return [f"{row.name}: validated on other images than other runs; do not compare it."]
     if len(own.get("train", ())) > 1:
         return [f"{row.name}: its runs were trained on different images; do not compare it."]
-    if own.get("train") != others.get("train") and _same(sweep, row, "data.source"):
+    sources = {sweep.configs[each].get("data.source") for each in (row.name, name)}
+    if own.get("train") != others.get("train") and len(sources) == 1:
         return [
             f"{row.name}: trained on other images than {name}, although data.source is the same; "
             "do not compare it."
@@ -254,10 +247,6 @@ def _other_settings(baseline: Row, done: Sequence[Row]) -> list[str]:
             + "."
         )
     return notes
-
-
-def _same(sweep: SweepRecord, row: Row, field: str) -> bool:
-    return sweep.configs[row.name].get(field) == sweep.configs[sweep.baseline.name].get(field)
 
 
 def _at_chance(row: Row) -> bool:
@@ -401,18 +390,14 @@ def _markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]], align
 def to_latex(sweep: SweepRecord) -> str:
     """Returns a LaTeX table (package booktabs) of accuracy, differences and cost."""
     lines = []
-    for row in sweep.rows:
-        difference = row.minus(sweep.baseline)
-        shown = "" if difference is None else points(difference)
-        if row is sweep.baseline:
-            shown = "baseline"
-        elif difference is not None and difference.verdict in ("higher", "lower"):
+    for row, values in zip(sweep.rows, tabulate(sweep)[1], strict=True):
+        name, top1, difference, _, top5, *costs = (text for text, _ in values)
+        shown, _, verdict = difference.partition(", ")
+        if verdict in ("higher", "lower"):
             shown = f"\\textbf{{{shown}}}"
-        top = (_percent(row.values(*path))[0] for path in (("top1",), ("heads", "main", "top5")))
-        costs = (_median(row.values(name))[0] for name in ("macs", "params"))
-        top1, top5 = (text.removesuffix(" %") for text in top)
-        cells = [_marked(row, sweep.baseline), top1, shown, top5, *costs, str(len(row.done))]
-        lines.append(" & ".join([_to_latex(cells[0]), *map(_symbols, cells[1:])]) + r" \\")
+        cells = [top1.removesuffix(" %"), shown, top5.removesuffix(" %"), *costs[:2]]
+        cells = [_to_latex(name), *map(_symbols, cells), str(len(row.done))]
+        lines.append(" & ".join(cells) + r" \\")
     notes = list_notes(sweep)
     caption = (
         f"{sweep.title.rstrip('.')}. Top-1 and top-5: mean {PLUS_MINUS} sample standard deviation "
