@@ -13,7 +13,9 @@ from gnet_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, Opti
 from gnet_jax.config.bucket import Place
 from gnet_jax.model.architecture import Architecture, architecture
 from gnet_jax.model.googlenet import GoogLeNet, Outputs, init
-from gnet_jax.training.program import Run, prepare
+from gnet_jax.training.optimizer import Optimizer
+from gnet_jax.training.program import Program, Run, prepare
+from gnet_jax.training.sharding import data_mesh
 
 
 def tiny_arch(variant: str = "paper", **changes: Any) -> Architecture:
@@ -78,6 +80,11 @@ def tiny_config(workdir: Place, **changes: Any) -> Config:
 def tiny_run(workdir: Place, **changes: Any) -> Run:
     """`tiny_config` made ready, with the three-block network."""
     return with_program(prepare(tiny_config(workdir, **changes)), model=GoogLeNet(tiny_arch()))
+
+
+def program_of(config: Config, model: Any, optimizer: Optimizer) -> Program:
+    """The program of ten epochs of ten steps."""
+    return Program(config, model, optimizer, data_mesh(), steps_per_epoch=10, total_steps=100)
 
 
 def with_program(run: Run, **changes: Any) -> Run:

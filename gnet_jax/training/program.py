@@ -55,8 +55,8 @@ class Program:
 
     @property
     def early_steps(self) -> int:
-        """The number of steps at the start that use smaller images."""
-        return early_steps(self.config, self.total_steps)
+        """The number of steps at the start that use images of `early_size`."""
+        return round(self.config.augment.early_share * self.total_steps)
 
     @property
     def early_time(self) -> float:
@@ -71,14 +71,25 @@ class Program:
 
     @property
     def canonical(self) -> bool:
-        """Whether numerics are canonical; `train_step` then takes one device's share of a batch."""
+        """Whether numerics are canonical."""
         return self.config.numerics == "canonical"
 
     def train_step(self, size: int | None = None) -> Any:
         """Returns the pure training step `(state, batch) -> (state, metrics)`; see `augmentation`
-        for `size`.
+        for `size`. With canonical numerics, it takes a device's share of a batch.
         """
-        return make_train_step(self.config, self.model, self.optimizer, size)
+        config = self.config
+        augment_batch = augmentation(config, self.model.arch.num_classes, size)
+        options: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer}
+        options["loss"] = config.loss
+        gradient = compute_gradient
+        if config.optim.accumulate > 1:
+            gradient = gradients.accumulated_gradient(config.optim.accumulate)
+        if self.canonical:
+            augment_batch = gradients.augment_share(augment_batch)
+            gradient = gradients.canonical_gradient(gradient, config.virtual_shards)
+            options["update"] = gradients.isolated_update
+        return partial(train_step, augment=augment_batch, gradient=gradient, **options)
 
     def eval_step(self) -> Any:
         """Returns the pure evaluation step `(state, batch) -> sums`."""
@@ -162,30 +173,6 @@ def _without_folders(spec: str) -> str:
     """
     # gs:// is not a path; with (?s), names may contain newlines.
     return re.sub(r"(?s)^([a-z]+:)?(?!//)[/~].*/(?=.)", r"\1", spec)
-
-
-def make_train_step(
-    config: Config, model: GoogLeNet, optimizer: Optimizer, size: int | None = None
-) -> Any:
-    """Returns the training step; see `augmentation` for `size`.
-
-    With canonical numerics, it takes a device's share of a batch.
-    """
-    augment_batch = augmentation(config, model.arch.num_classes, size)
-    options: dict[str, Any] = {"model": model, "optimizer": optimizer, "loss": config.loss}
-    gradient = compute_gradient
-    if config.optim.accumulate > 1:
-        gradient = gradients.accumulated_gradient(config.optim.accumulate)
-    if config.numerics == "canonical":
-        augment_batch = gradients.augment_share(augment_batch)
-        gradient = gradients.canonical_gradient(gradient, config.virtual_shards)
-        options["update"] = gradients.isolated_update
-    return partial(train_step, augment=augment_batch, gradient=gradient, **options)
-
-
-def early_steps(config: Config, total_steps: int) -> int:
-    """Returns the number of steps at the start of a run that use images of `early_size`."""
-    return round(config.augment.early_share * total_steps)
 
 
 def augmentation(
@@ -283,7 +270,11 @@ def make_program(
             f"epochs is {config.epochs:g}, which is {total_steps:,} steps; the limit is {2**31:,}"
         )
     _check_early_images(config, model, shapes)
-    early = early_steps(config, total_steps)
+    optimizer = make_optimizer(scaled(config), steps_per_epoch, total_steps, loaded)
+    program = Program(
+        config, model, optimizer, mesh, steps_per_epoch, total_steps, pretrained, takeover
+    )
+    early = program.early_steps
     for first, last in profile_windows(config):
         if last > total_steps:
             raise ConfigError(
@@ -294,10 +285,7 @@ def make_program(
                 f"profile has the window {first}:{last}, but after step {early:,} the images are "
                 "larger (augment.early_share); use a window that ends there or starts later"
             )
-    optimizer = make_optimizer(scaled(config), steps_per_epoch, total_steps, loaded)
-    return Program(
-        config, model, optimizer, mesh, steps_per_epoch, total_steps, pretrained, takeover
-    )
+    return program
 
 
 def _check_early_images(config: Config, model: GoogLeNet, shapes: Any) -> None:

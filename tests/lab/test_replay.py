@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from gnet_jax.cli.main import main
-from gnet_jax.config import AugmentConfig, LossConfig, UserError
+from gnet_jax.config import AugmentConfig, Config, UserError
 from gnet_jax.lab.look import replay as replay_module
 from gnet_jax.lab.look.replay import _loss, _place, _repeat_step
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training.observe.faults import write_replay
+from gnet_jax.training.program import Program
+from gnet_jax.training.sharding import data_mesh
 from gnet_jax.training.step import create_state
 from tests.tiny import (
     Linear,
     linear_params,
+    program_of,
     tiny_arch,
     tiny_batch,
     tiny_config,
@@ -50,9 +53,11 @@ def test_a_replay_file_has_the_batch_and_the_state_before_the_step(replay, monke
     given, make = [], replay_module.make_optimizer
     monkeypatch.setattr(replay_module, "make_optimizer", lambda *a: given.append(a) or make(*a))
     found = replay_module.read_replay(replay)
-    assert found.config == tiny_config(replay.parent)
-    assert found.model == GoogLeNet(tiny_arch(), dtype=jnp.dtype("float32"))
-    assert (found.step, found.state.step, found.optimizer.frozen) == (8, 7, ())
+    program = found.program
+    assert program.config == tiny_config(replay.parent)
+    assert program.mesh.size == 1
+    assert program.model == GoogLeNet(tiny_arch(), dtype=jnp.dtype("float32"))
+    assert (found.step, found.state.step, program.optimizer.frozen) == (8, 7, ())
     kernel = found.state.params["conv1"]["conv"]["kernel"]
     assert (kernel.shape, kernel.dtype, kernel[0, 0, 0, 0]) == (
         (3, 3, 3, 4),
@@ -67,7 +72,7 @@ def test_a_replay_file_has_the_batch_and_the_state_before_the_step(replay, monke
     assert np.isnan(found.metrics["loss"])
     assert found.metrics["skipped"] == 1
     # 0.2 epochs of 1,437 images in batches of 32 are 9 steps; no weights were loaded
-    assert given == [(found.config.optim, 1437 / 32, 9, frozenset())]
+    assert given == [(program.config.optim, 1437 / 32, 9, frozenset())]
 
 
 @pytest.mark.parametrize(("share", "size"), [(0.9, 12), (0.8, None)])  # 8 or 7 of 9 steps
@@ -121,9 +126,7 @@ def two_layers(tmp_path, monkeypatch):
     params = {"alpha": {"kernel": alpha}, "zoom": {"kernel": np.full((768, 4), 1e38, np.float32)}}
     state = types.SimpleNamespace(rng=jax.random.PRNGKey(0), step=8, params=params, batch_stats={})
     return replay_module.Replay(
-        config=tiny_config(tmp_path),
-        model=TwoLayers(),
-        optimizer=types.SimpleNamespace(frozen=()),
+        program=program_of(tiny_config(tmp_path), TwoLayers(), types.SimpleNamespace(frozen=())),
         size=None,
         state=state,
         batch={"image": images, "label": np.array([9, 8, 7, 6, 5, 4], np.int32)},
@@ -176,10 +179,9 @@ def test_parameters_that_are_not_finite_before_the_step_are_named(two_layers):
 
 
 @pytest.mark.parametrize("numerics", ["fast", "canonical"])
-def test_the_step_is_repeated_as_in_the_run(two_layers, monkeypatch, numerics):
-    def make(config, model, optimizer, size):
-        assert (config, model, optimizer) == (replay.config, replay.model, replay.optimizer)
-        assert size == 12
+def test_the_step_is_repeated_as_in_the_run(two_layers, tmp_path, monkeypatch, numerics):
+    def make(program, size):
+        assert (program, size) == (replay.program, 12)
         return lambda state, batch: (state, {"loss": batch["label"].sum() + 100 * state["step"]})
 
     compiled, compile_step = [], replay_module.compile_train_step
@@ -188,13 +190,14 @@ def test_the_step_is_repeated_as_in_the_run(two_layers, monkeypatch, numerics):
         compiled.append((mesh.size, manual))
         return compile_step(mesh, *arguments, manual=manual)
 
-    monkeypatch.setattr(replay_module, "make_train_step", make)
+    monkeypatch.setattr(Program, "train_step", make)
     monkeypatch.setattr(replay_module, "compile_train_step", compile_noted)
-    config = dataclasses.replace(two_layers.config, numerics=numerics)
-    state = {"step": jnp.int32(8)}
-    replay = dataclasses.replace(two_layers, config=config, state=state, size=12)
+    config = tiny_config(tmp_path, numerics=numerics)
+    mesh, state = data_mesh(jax.devices()[:1]), {"step": jnp.int32(8)}
+    program = dataclasses.replace(two_layers.program, config=config, mesh=mesh)
+    replay = dataclasses.replace(two_layers, program=program, state=state, size=12)
     assert _repeat_step(replay) == {"loss": 9 + 8 + 7 + 6 + 5 + 4 + 800}
-    assert compiled == [(1, numerics == "canonical")]  # on one device
+    assert compiled == [(1, numerics == "canonical")]
 
 
 def test_the_command_prints_at_most_ten_images(monkeypatch, capsys):
@@ -240,11 +243,8 @@ def test_parameters_are_placed_by_the_layer_around_them():
 
 
 def test_what_is_frozen_has_no_gradient():
-    replay = types.SimpleNamespace(
-        model=Linear(),
-        config=types.SimpleNamespace(loss=LossConfig()),
-        optimizer=types.SimpleNamespace(frozen=("main",)),
-    )
+    program = program_of(Config(), Linear(), types.SimpleNamespace(frozen=("main",)))
+    replay = types.SimpleNamespace(program=program)
     images, targets = np.ones((2, 16, 16, 3), np.float32), np.eye(2, 10, dtype=np.float32)
     loss = partial(_loss, replay, [])
     gradient = jax.jit(jax.grad(loss, has_aux=True))

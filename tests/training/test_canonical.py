@@ -9,10 +9,17 @@ from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training.checkpoints.verify import digest
 from gnet_jax.training.gradients import accumulated_gradient, canonical_gradient, tree_sum
 from gnet_jax.training.optimizer import make_optimizer
-from gnet_jax.training.program import make_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state, replicated, split
 from gnet_jax.training.step import compute_gradient, create_state
-from tests.tiny import Linear, linear_params, tiny_arch, tiny_batch, tiny_config, tiny_variables
+from tests.tiny import (
+    Linear,
+    linear_params,
+    program_of,
+    tiny_arch,
+    tiny_batch,
+    tiny_config,
+    tiny_variables,
+)
 
 
 class Noisy(Linear):
@@ -38,7 +45,7 @@ def linear_steps(devices, steps=3, numerics="canonical", accumulate=1):
     )
     optimizer = make_optimizer(config.optim, 10, 100)
     state = create_state({"params": linear_params(), "batch_stats": {}}, optimizer, 0)
-    step = make_train_step(config, Noisy(), optimizer)
+    step = program_of(config, Noisy(), optimizer).train_step()
     mesh, batch = data_mesh(jax.devices()[:devices]), tiny_batch(64)
     manual = numerics == "canonical"
     compiled = compile_train_step(mesh, step, state, batch, manual=manual)
@@ -106,7 +113,7 @@ def test_every_bit_of_a_googlenet_is_the_same_on_1_2_4_and_8_devices(variant, tm
     found, batch = set(), tiny_batch(32)
     for devices in (1, 2, 4, 8):
         mesh = data_mesh(jax.devices()[:devices])
-        step = make_train_step(config, model, optimizer)
+        step = program_of(config, model, optimizer).train_step()
         compiled = compile_train_step(mesh, step, state, batch, manual=True)
         now, placed = put_state(state, mesh), jax.device_put(batch, split(mesh))
         for _ in range(3):

@@ -18,10 +18,10 @@ from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training import program, sharding
 from gnet_jax.training.gradients import isolated_update
 from gnet_jax.training.optimizer import make_optimizer
-from gnet_jax.training.program import augmentation, make_train_step, training_batches
+from gnet_jax.training.program import augmentation, training_batches
 from gnet_jax.training.sharding import data_mesh
 from gnet_jax.training.step import compute_gradient, step_keys
-from tests.tiny import tiny_arch, tiny_config
+from tests.tiny import program_of, tiny_arch, tiny_config
 
 EVERYTHING = AugmentConfig(
     crop_area=(0.3, 1.0),
@@ -194,16 +194,17 @@ def test_every_field_of_the_data_and_the_augmentation_reaches_the_batches(monkey
 def test_a_step_has_the_models_classes_and_the_loss_of_the_config():
     config = Config(loss=LossConfig(aux_weight=0.7, label_smoothing=0.2))
     model, optimizer = GoogLeNet(tiny_arch()), make_optimizer(config.optim, 10, 100)
-    step = make_train_step(config, model, optimizer)
+    made = program_of(config, model, optimizer)
+    step = made.train_step()
     assert step.keywords["loss"] == LossConfig(aux_weight=0.7, label_smoothing=0.2)
     assert (step.keywords["model"], step.keywords["optimizer"]) == (model, optimizer)
     assert step.keywords["augment"].keywords["num_classes"] == 10
     assert step.keywords["augment"].keywords["size"] is None
-    assert make_train_step(config, model, optimizer, 12).keywords["augment"].keywords["size"] == 12
+    assert made.train_step(12).keywords["augment"].keywords["size"] == 12
     assert step.keywords["gradient"] is compute_gradient
     assert "update" not in step.keywords
     canonical = dataclasses.replace(config, numerics="canonical")
-    step = make_train_step(canonical, model, optimizer)
+    step = program_of(canonical, model, optimizer).train_step()
     assert step.keywords["update"] is isolated_update
 
 

@@ -20,7 +20,6 @@ from gnet_jax.data.augment import augment, preprocess
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training.gradients import accumulated_gradient, pmap_train_step
 from gnet_jax.training.optimizer import make_optimizer
-from gnet_jax.training.program import make_train_step
 from gnet_jax.training.sharding import (
     AXIS,
     compile_eval_step,
@@ -39,7 +38,7 @@ from gnet_jax.training.step import (
     step_keys,
     train_step,
 )
-from tests.tiny import tiny_arch, tiny_batch, tiny_variables
+from tests.tiny import program_of, tiny_arch, tiny_batch, tiny_variables
 
 NO_DROPOUT = {"dropout": 0.0, "aux_dropout": 0.0}
 OPTIMIZER = make_optimizer(OptimConfig(), 10, 100)
@@ -239,7 +238,7 @@ def noisy_step(config, model, batch, finished=0):
     params = {head: jnp.ones(()) for head in Noisy.heads}
     state = create_state({"params": {"a": {"kernel": 0}}, "batch_stats": {}}, optimizer, 3)
     state = state.replace(params=params, step=jnp.asarray(finished))
-    keywords = make_train_step(config, model, optimizer).keywords
+    keywords = program_of(config, model, optimizer).train_step().keywords
     keep_state = lambda state, grads, stats, metrics, **_: (  # noqa: E731
         state,
         metrics | {"grad_norm": norm(grads)},

@@ -13,14 +13,14 @@ import numpy as np
 
 from gnet_jax.config import Config, UserError
 from gnet_jax.model.architecture import Architecture
-from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, layer_outputs
+from gnet_jax.model.googlenet import GoogLeNet, layer_outputs
 from gnet_jax.model_folder.folder import from_json
 from gnet_jax.training.checkpoints.verify import named_leaves
 from gnet_jax.training.observe.faults import NOTES
-from gnet_jax.training.optimizer import Optimizer, make_optimizer, scaled
-from gnet_jax.training.program import augmentation, early_steps, flat, make_train_step
+from gnet_jax.training.optimizer import make_optimizer, scaled
+from gnet_jax.training.program import Program, augmentation, flat
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
-from gnet_jax.training.step import TrainState, compute_loss, create_state, step_keys
+from gnet_jax.training.step import TrainState, compute_loss, step_keys
 
 # The errors that corrupt zip files, arrays and JSON raise.
 _CORRUPT = (ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
@@ -30,9 +30,7 @@ _CORRUPT = (ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.Bad
 class Replay:
     """The contents of a replay file."""
 
-    config: Config
-    model: GoogLeNet
-    optimizer: Optimizer
+    program: Program  # of the run, on one device
     size: int | None  # side of the images in this step, if it is smaller than usual
     state: TrainState  # before the step
     batch: dict[str, np.ndarray]  # image (B, H, W, C) uint8, label, mask
@@ -84,16 +82,15 @@ def read_replay(file: Path) -> Replay:
         )
         lengths = notes["steps_per_epoch"], notes["total_steps"]
         optimizer = make_optimizer(scaled(config), *lengths, frozenset(notes["loaded"]))
-        create = partial(create_state, optimizer=optimizer, seed=0)
-        abstract = jax.eval_shape(create, abstract_variables(model, config.data.image_size))
+        program = Program(config, model, optimizer, data_mesh(jax.devices()[:1]), *lengths)
+        abstract = program.abstract_state()
         leaves = [arrays[f"state/{name}"] for name in named_leaves(abstract)]
         state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
         batch = {name: arrays[f"batch/{name}"] for name in ("image", "label", "mask")}
         metrics = {name: float(value) for name, value in notes["metrics"].items()}
-        early = notes["step"] <= early_steps(config, notes["total_steps"])
-        size, step = config.augment.early_size if early else None, notes["step"]
-        found = (config, model, optimizer, size, state, batch, arrays["indices"], step, metrics)
-        return Replay(*found)
+        step = notes["step"]
+        size = config.augment.early_size if step <= program.early_steps else None
+        return Replay(program, size, state, batch, arrays["indices"], step, metrics)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     except _CORRUPT as error:
@@ -108,7 +105,7 @@ def examine(replay: Replay) -> Findings:
     """
     state, layers = replay.state, []
     augment_key, dropout_key = step_keys(jnp.asarray(state.rng), jnp.asarray(state.step))
-    config, classes = replay.config, replay.model.arch.num_classes
+    config, classes = replay.program.config, replay.program.model.arch.num_classes
     prepared = jax.jit(augmentation(config, classes, replay.size))
     inputs = prepared(replay.batch["image"], replay.batch["label"], augment_key)
     metrics = _repeat_step(replay)
@@ -147,10 +144,9 @@ def examine(replay: Replay) -> Findings:
 
 
 def _repeat_step(replay: Replay) -> dict[str, float]:
-    config, mesh = replay.config, data_mesh(jax.devices()[:1])
-    step = make_train_step(config, replay.model, replay.optimizer, replay.size)
-    manual = config.numerics == "canonical"
-    compiled = compile_train_step(mesh, step, replay.state, replay.batch, manual=manual)
+    program, mesh = replay.program, replay.program.mesh
+    inputs = program.train_step(replay.size), replay.state, replay.batch
+    compiled = compile_train_step(mesh, *inputs, manual=program.canonical)
     _, metrics = compiled(put_state(replay.state, mesh), put_state(replay.batch, mesh))
     return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
@@ -174,9 +170,9 @@ def _loss(
         images_BHWC,
         targets_BK,
         dropout_key,
-        model=replay.model,
-        optimizer=replay.optimizer,
-        loss=replay.config.loss,
+        model=replay.program.model,
+        optimizer=replay.program.optimizer,
+        loss=replay.program.config.loss,
         mutable=("batch_stats", "intermediates"),
     )
     outputs = {"input": images_BHWC} | layer_outputs(updated["intermediates"])
@@ -193,7 +189,8 @@ def _check_examples(
     targets_BK: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns, by example, which layers and gradients are finite (B, n), and the loss (B,)."""
-    alone = dataclasses.replace(replay, model=replay.model.clone(batch_norm_group=None))
+    model = replay.program.model.clone(batch_norm_group=None)
+    alone = dataclasses.replace(replay, program=dataclasses.replace(replay.program, model=model))
     loss = jax.value_and_grad(partial(_loss, alone, []), has_aux=True)
 
     def run_one(example: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
