@@ -27,6 +27,9 @@ from gnet_jax.training.optimizer import Optimizer, check_freeze, make_optimizer,
 from gnet_jax.training.sharding import machine_memory, put_state, replicated
 from gnet_jax.training.step import TrainState, compute_gradient, create_state, eval_step, train_step
 
+# The variables of the main and the auxiliary classifiers, whose outputs are the classes.
+CLASSIFIERS = re.compile("params/(aux_[^/]+/)?classifier/")
+
 
 class Takeover(NamedTuple):
     """The variables (paths) that a new network takes from a trained one, and why not the others."""
@@ -349,38 +352,23 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
 
 def compare(shapes: Mapping[str, Any], old: TrainedModel, class_names: tuple[str, ...]) -> Takeover:
     """Returns which variables of a new network are loaded from `old`.
-    `shapes` has the new variables or their shapes. Variables that depend on the number of classes
-    are loaded only if the classes and their order are the same.
+    `shapes` has the new variables or their shapes. Classifiers are loaded only if the classes
+    and their order are the same.
     """
     reordered = set(map(nfc, old.class_names)) == set(map(nfc, class_names))
     why = "same classes in another order" if reordered else "other classes"
     same = same_classes(old.class_names, class_names)
-    class_dependent = () if same else _class_variables(old.model)
     found, loaded, fresh = flat(old.variables), [], {}
     for name, new in flat(shapes).items():
         if name not in found:
             fresh[name] = "not in the trained model"
         elif found[name].shape != new.shape:
             fresh[name] = f"{found[name].shape} there, {new.shape} here"
-        elif name in class_dependent:
+        elif not same and CLASSIFIERS.match(name):
             fresh[name] = why
         else:
             loaded.append(name)
     return Takeover(tuple(loaded), fresh)
-
-
-def _class_variables(model: GoogLeNet) -> set[str]:
-    """Returns the paths of the variables whose shapes depend on the number of classes."""
-    arch, side = model.arch, smallest_size(model.arch)
-    other = model.clone(arch=dataclasses.replace(arch, num_classes=arch.num_classes + 1))
-    own, others = (flat(abstract_variables(each, side)) for each in (model, other))
-    found = {name for name, value in own.items() if others[name].shape != value.shape}
-    if not found:
-        raise ConfigError(
-            "the classifier of the pretrained network cannot be found: no parameter depends on the "
-            "number of classes; train without --init"
-        )
-    return found
 
 
 def layers(names: Iterable[str]) -> list[str]:

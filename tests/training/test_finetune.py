@@ -1,13 +1,12 @@
 import dataclasses
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from gnet_jax.config import ConfigError, LossConfig, ModelConfig, OptimConfig, Preprocessing
 from gnet_jax.data.sources.classes import imagenet_classes
-from gnet_jax.model.googlenet import GoogLeNet, Outputs
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import TrainedModel
 from gnet_jax.training.optimizer import check_freeze, make_optimizer, matches
 from gnet_jax.training.program import Program, _change_loaded, compare, flat, layers, prepare
@@ -69,36 +68,16 @@ def test_imagenets_labels_and_wordnet_ids_are_the_same_classes(trained):
     assert compare(shapes, old, tuple(ids)[::-1]).fresh
 
 
-class Renamed(GoogLeNet):
-    """A network whose classifier is a 1x1 convolution of another name, with a temperature."""
-
-    @nn.compact
-    def __call__(self, x_BHWC, train=False):
-        x_BHWC = nn.Conv(4, (3, 3), name="body")(x_BHWC)
-        logits = nn.Conv(self.arch.num_classes, (1, 1), name="head")(x_BHWC).mean(axis=(1, 2))
-        return Outputs(nn.LayerNorm(name="calibrated")(logits), ())
-
-
-def test_classifiers_are_told_by_what_depends_on_the_classes():
-    model = Renamed(tiny_arch(aux_after=(), num_classes=13))
-    variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
-    old = model_folder(model, variables)
-    takeover = compare(variables, old, tuple("nopqrstuvwxyz"))
-    assert set(layers(takeover.fresh)) == {"calibrated", "head"}
-    assert layers(takeover.loaded) == ["body"]
-    assert not compare(variables, old, old.class_names).fresh
-
-
-def test_a_network_whose_classifier_cannot_be_told_is_refused():
-    class Fixed(GoogLeNet):
-        @nn.compact
-        def __call__(self, x_BHWC, train=False):
-            return Outputs(nn.Dense(13)(x_BHWC.mean(axis=(1, 2))), ())
-
-    model = Fixed(tiny_arch(aux_after=(), num_classes=13))
-    variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
-    with pytest.raises(ConfigError, match="number of classes"):
-        compare(variables, model_folder(model, variables), DIGITS)
+def test_auxiliary_classifiers_are_taken_over_only_for_the_same_classes():
+    model = GoogLeNet(tiny_arch(num_classes=13))
+    old = model_folder(model, tiny_variables(model))
+    takeover = compare(old.variables, old, tuple("nopqrstuvwxyz"))
+    assert set(takeover.fresh) == {
+        "params/classifier/kernel", "params/classifier/bias",
+        "params/aux_4a/classifier/kernel", "params/aux_4a/classifier/bias",
+    }  # fmt: skip
+    assert "params/aux_4a/fc/kernel" in takeover.loaded
+    assert not compare(old.variables, old, old.class_names).fresh
 
 
 @pytest.mark.parametrize(
