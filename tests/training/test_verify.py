@@ -55,21 +55,13 @@ def flipped(array):
         ({"a/kernel": ARRAYS["a/kernel"].reshape(3, 2)}, "a/kernel"),
         ({"step": flipped(ARRAYS["step"])}, "step"),
         ({"step": np.array(7, np.uint32)}, "step"),  # the same bits
-        ({"more": np.zeros(1)}, "more"),
-        ({"step": flipped(ARRAYS["step"]), "zero": flipped(ARRAYS["step"])}, "step"),
+        ({name: flipped(array) for name, array in ARRAYS.items()}, "a/kernel"),
     ],
 )
 def test_every_array_is_compared_and_the_first_that_differs_is_named(checkpoint, change, name):
     difference = find_difference(ARRAYS | change, read_digests(checkpoint)["arrays"])
     assert difference is not None
     assert name in difference
-
-
-@pytest.mark.parametrize("name", ARRAYS)
-def test_a_missing_array_is_named(checkpoint, name):
-    others = {each: array for each, array in ARRAYS.items() if each != name}
-    difference = find_difference(others, read_digests(checkpoint)["arrays"])
-    assert difference == f"{name} is missing"
 
 
 def test_the_digests_are_sealed(checkpoint):
