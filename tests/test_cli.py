@@ -594,7 +594,7 @@ def test_a_plan_is_a_table_or_json_and_says_that_it_compiles(capsys, toy_machine
 
 def test_a_plan_exits_with_1_if_any_topology_is_too_small(capsys, toy_machine, monkeypatch):
     cost = plan.compile_cost(None, None)
-    costs = [cost, dataclasses.replace(cost, temp_bytes=2**40)]
+    costs = [cost, dataclasses.replace(cost, memory_bytes=2**40)]
     monkeypatch.setattr(plan, "compile_cost", lambda *_: costs.pop(0))
     arguments = [*CIFAR10, "--topology", "toy:8", "toy:8", "--batch", "128", "--json"]
     assert main(["plan", *arguments]) == 1
@@ -610,10 +610,8 @@ def toy_machine(monkeypatch):
     chip = Chip("toy", "tpu", 1e12, 2**30, 1e12, 1e6, 4, "https://example.org")
     cost = CompiledCost(
         argument_bytes=1000,
-        output_bytes=1000,
-        alias_bytes=900,
         temp_bytes=5000,
-        code_bytes=0,
+        memory_bytes=6100,
         flops=1e9,
         bytes=1e6,
         cycles=0,

@@ -23,7 +23,7 @@ from gnet_jax.data.sources.tfds import class_names, open_builder
 from gnet_jax.lab.cost.ledger import Ledger, network_ledger, number_table
 from gnet_jax.pods.topology import HOSTS, Chip, Host, Topology
 from gnet_jax.training.program import Program, make_program
-from gnet_jax.training.sharding import check_batches, compile_train_step, data_mesh
+from gnet_jax.training.sharding import check_batches, compile_train_step, data_mesh, step_memory
 
 Bound = Literal["compute", "memory", "network"]
 # How many times a ring of devices sends the data: twice for all-reduce, once for all others.
@@ -69,10 +69,8 @@ class CompiledCost:
     """The cost of one compiled training step on each device."""
 
     argument_bytes: int
-    output_bytes: int
-    alias_bytes: int  # size of results that reuse an argument's memory, as the donated state does
     temp_bytes: int
-    code_bytes: int
+    memory_bytes: int  # of the program, its arguments and its results
     flops: float | None  # multiplications and additions; None if the compiler does not count them
     bytes: float  # of main memory, read and written
     cycles: int  # estimated by a TPU's compiler; 0 if it gives no estimate
@@ -81,12 +79,6 @@ class CompiledCost:
     convolutions: int  # number of convolutions, matrix products and library calls
     donated: int  # number of donated arrays
     seconds: float  # compilation time
-
-    @property
-    def memory_bytes(self) -> int:
-        """Total memory of the program, its arguments and its results."""
-        arrays = self.argument_bytes + self.output_bytes - self.alias_bytes
-        return arrays + self.temp_bytes + self.code_bytes
 
 
 def compile_cost(program: Program, chip: Chip) -> CompiledCost:
@@ -118,10 +110,8 @@ def read_cost(compiled: jax.stages.Compiled, seconds: float = 0.0) -> CompiledCo
     fusions, convolutions = count_operations(text)
     return CompiledCost(
         argument_bytes=memory.argument_size_in_bytes,
-        output_bytes=memory.output_size_in_bytes,
-        alias_bytes=memory.alias_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
-        code_bytes=memory.generated_code_size_in_bytes,
+        memory_bytes=(step_memory(compiled) or 0) + memory.generated_code_size_in_bytes,
         flops=counted.get("flops"),
         bytes=count_traffic(text),
         cycles=sum_cycles(text),
