@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from rich.table import Table
 
-from gnet_jax.config import Config, Decoder, UserError, choose
+from gnet_jax.config import Config, Decoder, choose
 from gnet_jax.convert.start import with_start
 from gnet_jax.data.prepare.tfds import IMAGES
 from gnet_jax.data.sources import DataError, open_source
@@ -47,14 +47,6 @@ DECODED = {"pillow": 610.0, "fast": 790.0}
 IMAGE_BYTES = 112e3
 
 
-class OutOfMemoryError(UserError):
-    """The compiler rejected a step because it needs more memory than a device has."""
-
-    def __init__(self, message: str, needed: int) -> None:
-        super().__init__(message)
-        self.needed = needed  # bytes
-
-
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """All collectives (communication operations) of one kind in a program."""
@@ -82,23 +74,17 @@ class CompiledCost:
 
 
 def compile_cost(program: Program, chip: Chip) -> CompiledCost:
-    """Compile the training step and return its cost; raises OutOfMemoryError if it does not fit."""
+    """Compile the training step and return its cost; raises JaxRuntimeError if it does not fit."""
     start = time.perf_counter()
-    try:
-        compiled = compile_train_step(
-            program.mesh,
-            program.train_step(),
-            program.abstract_state(),
-            program.abstract_batch(),
-            manual=program.canonical,
-            # Autotuning runs kernels, which needs a GPU.
-            compiler_options={"xla_gpu_autotune_level": "0"} if chip.platform == "cuda" else None,
-        )
-    except jax.errors.JaxRuntimeError as error:
-        refused = parse_out_of_memory(str(error), chip)
-        if refused is None:
-            raise
-        raise refused from error
+    compiled = compile_train_step(
+        program.mesh,
+        program.train_step(),
+        program.abstract_state(),
+        program.abstract_batch(),
+        manual=program.canonical,
+        # Autotuning runs kernels, which needs a GPU.
+        compiler_options={"xla_gpu_autotune_level": "0"} if chip.platform == "cuda" else None,
+    )
     return read_cost(compiled, time.perf_counter() - start)
 
 
@@ -123,17 +109,12 @@ def read_cost(compiled: jax.stages.Compiled, seconds: float = 0.0) -> CompiledCo
     )
 
 
-def parse_out_of_memory(message: str, chip: Chip) -> OutOfMemoryError | None:
-    """Returns an error made from a compiler's message; None if the message is not about memory."""
+def parse_out_of_memory(message: str) -> int | None:
+    """Returns the bytes that a step needs, from a compiler's message; None if it names none."""
     found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of ", message)
     if "RESOURCE_EXHAUSTED" not in message or found is None:
         return None
-    needed = float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)
-    message = (
-        f"the step needs {needed / 2**30:.1f} GiB per chip, but a {chip.name} has "
-        f"{chip.hbm_bytes / 2**30:.1f}; use a smaller --batch, more chips, or --optim.accumulate"
-    )
-    return OutOfMemoryError(message, int(needed))
+    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1))
 
 
 def array_bytes(shape: str, *, main_memory: bool = False) -> int:
@@ -316,8 +297,11 @@ def plan_program(program: Program, topology: Topology) -> Plan:
     place = (topology.name, chips, topology.hosts, batch_size, available)
     try:
         cost = compile_cost(program, chip)
-    except OutOfMemoryError as error:
-        return Plan(*place, fits=False, hbm_bytes=error.needed)
+    except jax.errors.JaxRuntimeError as error:
+        needed = parse_out_of_memory(str(error))
+        if needed is None:
+            raise
+        return Plan(*place, fits=False, hbm_bytes=needed)
     share = batch_size / chips
     counted = ledger_flops(program)
     flops = counted if cost.flops is None else cost.flops / share

@@ -17,7 +17,6 @@ from gnet_jax.pods.plan import (
     Collective,
     CompiledCost,
     DataSize,
-    OutOfMemoryError,
     compile_cost,
     data_size,
     parse_out_of_memory,
@@ -228,9 +227,8 @@ def test_a_gpus_program_is_compiled_without_tuning_and_others_with_the_defaults(
 
     monkeypatch.setattr(planning, "compile_train_step", compile_step)
     for chip in (CHIP, dataclasses.replace(CHIP, platform="cuda")):
-        with pytest.raises(OutOfMemoryError) as caught:
+        with pytest.raises(jax.errors.JaxRuntimeError):
             compile_cost(program, chip)
-        assert caught.value.needed == 2 * 2**30
     assert given == [
         {"manual": False, "compiler_options": None},
         {"manual": False, "compiler_options": {"xla_gpu_autotune_level": "0"}},
@@ -266,7 +264,7 @@ def test_a_plan_is_json(plan):
 
 def test_a_step_that_the_compiler_refuses_does_not_fit(program, monkeypatch):
     def refuse(program, chip):
-        raise OutOfMemoryError("too large", 2**35)
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 32.0G of 15.75G hbm.")
 
     monkeypatch.setattr(planning, "compile_cost", refuse)
     found = plan_program(program, toy())
@@ -283,13 +281,11 @@ def test_a_step_that_the_compiler_refuses_does_not_fit(program, monkeypatch):
     ],
 )
 def test_the_required_memory_is_read_from_the_compilers_message(text, needed):
-    found = parse_out_of_memory(text, CHIP)
-    assert found is not None
-    assert found.needed == needed
+    assert parse_out_of_memory(text) == needed
 
 
 def test_other_compiler_messages_are_not_about_memory():
-    assert parse_out_of_memory("INTERNAL: Used 1.0G of 2.0G", CHIP) is None
+    assert parse_out_of_memory("INTERNAL: Used 1.0G of 2.0G") is None
 
 
 def test_the_roofline_is_each_side_at_its_peak():
