@@ -239,20 +239,15 @@ def _two_slashes(path: object) -> str:
 
 
 @functools.cache
-def temporary_folder() -> Path:
-    """Returns a folder for copies of objects, which is deleted when this process ends."""
-    return Path(_holder().name)
-
-
-@functools.cache
-def _holder() -> tempfile.TemporaryDirectory[str]:
+def _copies() -> tempfile.TemporaryDirectory[str]:
+    """Returns the folder for copies of objects, which is deleted when this process ends."""
     return tempfile.TemporaryDirectory(prefix="gnet_jax-")
 
 
 def as_urls(text: str) -> str:
     """Returns a message with the URLs of objects instead of the paths of their local copies."""
-    copied = _holder.cache_info().currsize  # otherwise there is no folder
-    return text.replace(f"{temporary_folder()}/", "gs://") if copied else text
+    copied = _copies.cache_info().currsize  # otherwise there is no folder
+    return text.replace(f"{_copies().name}/", "gs://") if copied else text
 
 
 def small_files(place: BucketPath) -> list[str]:
@@ -281,7 +276,7 @@ def local_copy(path: Place | str, names: Callable[[BucketPath], Iterable[str]]) 
     place = path if isinstance(path, BucketPath) else locate(path)
     if isinstance(place, Path):
         return place
-    copy = temporary_folder() / place.bucket / place.key
+    copy = Path(_copies().name, place.bucket, place.key)
     found = list(names(place))
     if found:
         place.download(copy, found)
