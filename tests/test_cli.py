@@ -893,14 +893,17 @@ def test_a_run_starts_from_its_weights_and_is_compared_with_the_other_hosts(monk
 
     for name in ("use_compilation_cache", "call_in_this_thread"):
         monkeypatch.setattr(f"gnet_jax.training.sharding.{name}", lambda: None)
-    monkeypatch.setattr("gnet_jax.convert.start.with_start", lambda config: (config, "weights"))
+    monkeypatch.setattr(
+        "gnet_jax.convert.start.with_start", lambda config: (config, config.init and "weights")
+    )
     monkeypatch.setattr(program, "prepare", prepare)
     monkeypatch.setattr(start, "identity", lambda run, fingerprints: fingerprints)
     monkeypatch.setattr(start, "compare", compare)
     assert train.main(["digits"]) == 1
     assert train.main(["digits", "--init", "models/a"]) == 1
-    (alone,), (started, weights) = prepared
-    assert (alone.init, started.init, weights) == (None, "models/a", "weights")
+    (alone, nothing), (started, weights) = prepared
+    assert (alone.init, nothing) == (None, None)
+    assert (started.init, weights) == ("models/a", "weights")
     assert compared == 2 * [{"data": "x"}]
 
 

@@ -104,6 +104,7 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
     """Train, and return the exit code. An error given as `config` ends the run on all hosts."""
     import jax  # here, so that --help and command-line errors return immediately
 
+    from gnet_jax.convert.start import with_start
     from gnet_jax.training import loop, program, sharding
     from gnet_jax.training.observe.console import SafeConsole
     from gnet_jax.training.observe.track import Track, check_tracker
@@ -113,12 +114,7 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
             raise config
         if jax.process_index() == 0:
             check_tracker(launch.track)
-        if config.init is None:
-            run = program.prepare(config)
-        else:
-            from gnet_jax.convert.start import with_start
-
-            run = program.prepare(*with_start(config))
+        run = program.prepare(*with_start(config))
         return run, run.fingerprints()
 
     try:
