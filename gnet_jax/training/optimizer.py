@@ -15,6 +15,7 @@ import optax.contrib
 
 from gnet_jax.config import Config, ConfigError, OptimConfig, choose
 from gnet_jax.model.layers import Role, roles_by_path
+from gnet_jax.training.checkpoints.verify import named_leaves
 from gnet_jax.training.mirror import average_pairs
 
 REFERENCE_BATCH = 256  # for which learning rates in the literature are given
@@ -155,7 +156,7 @@ def averaging_warning(o: OptimConfig, steps_per_epoch: float, total_steps: int) 
 
 def check_freeze(patterns: tuple[str, ...], params: Any) -> None:
     """Raise a ConfigError if a pattern matches no parameter, or if all parameters are frozen."""
-    names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+    names = list(named_leaves(params))
     for pattern in patterns:
         if not any(matches(name, (pattern,)) for name in names):
             known = ", ".join(dict.fromkeys(name.split("/")[0] for name in names))
@@ -197,8 +198,4 @@ def _has_role(role: Role) -> Callable[[Any], Any]:
 
 def _select(params: Any, chosen: Callable[[str], bool]) -> Any:
     """Returns a tree like `params` with `chosen(name)` as leaves; a name is "conv1/conv/kernel"."""
-    return jax.tree.map_with_path(lambda path, _: chosen(_name(path)), params)
-
-
-def _name(path: Any) -> str:
-    return "/".join(part.key for part in path)
+    return jax.tree.unflatten(jax.tree.structure(params), map(chosen, named_leaves(params)))

@@ -114,11 +114,8 @@ def read_digests(checkpoint: Place) -> dict[str, Any]:
 
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Returns the leaves by path, such as "params/conv1/..."; dict keys and fields look alike."""
-
-    def part(key: Any) -> str:
-        return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
-
-    return {"/".join(map(part, path)): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def digest(tree: Any) -> str:
