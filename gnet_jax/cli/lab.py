@@ -29,14 +29,14 @@ from gnet_jax.config.bucket import (
 from gnet_jax.config.command import parse_command, parse_sweep
 from gnet_jax.config.paths import typed_path
 
-Workdirs = Annotated[Positional[tuple[Path, ...]], several("WORKDIR ..."), IN_BUCKET]
+RUNS = "workdirs of running or finished training runs; each gets one row of the figure."
+Workdirs = Annotated[Positional[tuple[Path, ...]], several("WORKDIR ...", RUNS), IN_BUCKET]
 
 
 def curves(workdirs: Workdirs, out: Path = Path("curves.png"), overlay: bool = False) -> None:
     """Plot the loss and accuracy of every head over the training steps.
 
     Args:
-        workdirs: workdirs of running or finished training runs; each gets one row of the figure.
         out: the picture to write; its suffix is .png, .svg or .pdf.
         overlay: plot all runs in the same axes, without auxiliary heads.
     """
@@ -75,7 +75,6 @@ def diagnose(workdirs: Workdirs, out: Path = Path("diagnostics.png")) -> None:
     Gradients are plotted for each block, for the total loss and for the loss of each head.
 
     Args:
-        workdirs: workdirs of running or finished training runs; each gets one row of the figure.
         out: the picture to write; its suffix is .png, .svg or .pdf.
     """
     from gnet_jax.lab.sweeps.figures import draw_diagnostics

@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
-from gnet_jax.cli.models import Model, open_models
+from gnet_jax.cli.models import Image, Model, open_models
 from gnet_jax.cli.output import (
     PHOTOS,
     check_at_least,
@@ -45,7 +45,6 @@ def visualize(
     interrupted command, it reuses them.
 
     Args:
-        model: a model folder, a training workdir, or a file that `gnet convert` reads.
         objectives: what to excite; see above.
         out: the picture to write.
         steps: number of optimisation steps.
@@ -79,7 +78,7 @@ def visualize(
 
 def dream(
     model: Model,
-    image: Annotated[Positional[str], arg(metavar="IMAGE")],
+    image: Image,
     out: Path = Path("dream.png"),
     layer: str = "inception_4c/output",
     octaves: int = 4,
@@ -91,8 +90,6 @@ def dream(
     """Change a photo so that it excites a layer more (DeepDream), and save it in its own size.
 
     Args:
-        model: a model folder, a training workdir, or a file that `gnet convert` reads.
-        image: a file, a URL, or - for standard input.
         out: the picture to write.
         layer: a layer, or an objective of `gnet visualize`, such as inception_4c:12.
         octaves: number of sizes at which the photo is changed.
@@ -135,7 +132,7 @@ def dream(
 
 def attribute(
     model: Model,
-    image: Annotated[Positional[str], arg(metavar="IMAGE")],
+    image: Image,
     out: Path = Path("attribution.png"),
     target: str | None = None,
     layer: str | None = None,
@@ -147,8 +144,6 @@ def attribute(
     and integrated gradients, whose sum is compared with the difference of the logits.
 
     Args:
-        model: a model folder, a training workdir, or a file that `gnet convert` reads.
-        image: a file, a URL, or - for standard input.
         out: the picture to write; its suffix is .png, .svg or .pdf.
         target: name or number of the class; the default is the most probable one.
         layer: a block or a convolution for Grad-CAM, by Caffe's or Google's name; the default is
@@ -185,7 +180,6 @@ def top_images(
     image in which the channel is 0 everywhere is not shown.
 
     Args:
-        model: a model folder, a training workdir, or a file that `gnet convert` reads.
         layer: a layer, or some channels of one layer, by Caffe's or Google's names.
         data: digits, folder:PATH, npz:PATH, tfds:NAME, or a folder of images; with #N, N images.
         split: split to read of a data set.

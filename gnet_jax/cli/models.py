@@ -32,7 +32,14 @@ if TYPE_CHECKING:  # imported late, so that --help and typos return immediately
     from gnet_jax.inference.evaluate import Evaluation
     from gnet_jax.model_folder import TrainedModel
 
-Model = Annotated[Positional[Path], arg(metavar="MODEL"), IN_BUCKET]
+MODEL = (
+    "a model folder, a training workdir, or a file that `gnet convert` reads; or the name of "
+    "published weights (`gnet download --list`), or hf:OWNER/NAME on the Hugging Face Hub."
+)
+Model = Annotated[Positional[Path], arg(metavar="MODEL", help=MODEL), IN_BUCKET]
+Image = Annotated[
+    Positional[str], arg(metavar="IMAGE", help="a file, a URL, or - for standard input.")
+]
 
 
 def predict(
@@ -47,8 +54,6 @@ def predict(
     Files that are not images are reported and skipped; the exit code is then 1.
 
     Args:
-        model: a model folder, a training workdir, or a file that `gnet convert` reads; or the name
-            of published weights (`gnet download --list`), or hf:OWNER/NAME on the Hugging Face Hub.
         images: files, folders, URLs, - for standard input, or the validation split of a data set.
         json: print a line of JSON for each image: an object with `file`, and `top` or `error`.
         cam: picture to write: the first image's class activation map. The next are NAME-2.png, ...
@@ -227,7 +232,6 @@ def features(
     exit code is then 1.
 
     Args:
-        model: a model folder, a training workdir, or a file that `gnet convert` reads.
         images: files, folders, URLs, - for standard input, or a data set: digits, folder:PATH,
             npz:PATH, or tfds:NAME.
         out: the .npz file to write.
@@ -284,7 +288,7 @@ def features(
 
 def inspect(
     model: Model,
-    image: Annotated[Positional[str], arg(metavar="IMAGE")],
+    image: Image,
     out: Path = Path("inside"),
     endpoint: tuple[str, ...] = (),
     class_index: int | None = None,
@@ -292,8 +296,6 @@ def inspect(
     """Draw a network's filters, its activations for one photo, and its class activation maps.
 
     Args:
-        model: a model folder, a training workdir, or a file that `gnet convert` reads.
-        image: a file, a URL, or - for standard input.
         out: the folder to write the pictures to.
         endpoint: layers whose activations to draw, by Caffe's or Google's names, such as
             inception_4a/5x5 or mixed4a_5x5; mixed4a_5x5:7 draws only channel 7.
@@ -315,7 +317,6 @@ def demo(model: Model, port: int | None = None) -> None:
     """Serve a web page that classifies photos, draws activation maps and optimises images.
 
     Args:
-        model: a model folder, a training workdir, or a file that `gnet convert` reads.
         port: port to serve on; the default is the first free port from 7860 on.
     """
     from gnet_jax.inference.demo import build, serve

@@ -142,8 +142,8 @@ def say_not_read(left_out: Mapping[str, list[str]]) -> None:
         print(f"skipped files: {counted(left_out)}", file=sys.stderr)
 
 
-def several(metavar: str) -> Any:
+def several(metavar: str, help: str | None = None) -> Any:
     """Returns tyro's settings for a positional argument with one or more values."""
     from tyro.conf import arg
 
-    return arg(metavar=metavar, help_behavior_hint="(one or more)")
+    return arg(metavar=metavar, help=help, help_behavior_hint="(one or more)")

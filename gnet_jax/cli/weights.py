@@ -48,7 +48,6 @@ def push(
     """Upload a model and its model card to the Hugging Face Hub. First log in: `hf auth login`.
 
     Args:
-        model: a model folder, a training workdir, or a file that `gnet convert` reads.
         repo: the repository, which is created if it does not exist; its model is replaced.
         private: create a private repository; an existing public one is refused.
     """
@@ -107,7 +106,6 @@ def export(
     """Export a model, and check that the file has the model's logits, or its exact variables.
 
     Args:
-        model: a model folder, a training workdir, or a file that `gnet convert` reads.
         out: OUT.onnx, OUT.stablehlo, OUT.tflite, OUT.safetensors, or OUT.pth (torchvision's variant
             only).
         int8: for .onnx, quantise to 8-bit integers with training images of this data set, and print
