@@ -253,11 +253,11 @@ def test_the_end_erases_the_live_line_and_closes_the_file(tmp_path, capsys, monk
     monkeypatch.setattr(SafeConsole, "is_terminal", True)
     with Reporter(tmp_path, start_step=0, total_steps=90) as reporter:
         reporter.training(10, VALUES, eta=75, evaluations=True)
-        assert reporter._live is not None
-        assert not reporter._live.auto_refresh  # which would start a thread
+        assert reporter._console._shown is not None
+        assert not reporter._console._shown.auto_refresh  # which would start a thread
         assert reporter._board._writer is not None
     assert capsys.readouterr().out.endswith("\x1b[2K")
-    assert (reporter._live, reporter._board._writer) == (None, None)
+    assert (reporter._console._shown, reporter._board._writer) == (None, None)
 
 
 def test_output_that_fails_is_told_once_and_then_discarded(capfd, monkeypatch):

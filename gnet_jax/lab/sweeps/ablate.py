@@ -15,8 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.live import Live
-from rich.text import Text
 
 from gnet_jax.config import Config, ConfigError, Preprocessing, Sweep, UserError
 from gnet_jax.config.paths import typed_path
@@ -50,21 +48,13 @@ class StoppedError(Exception):
     """A signal (the argument) stopped the sweep; the state of the current run is saved."""
 
 
-class Progress:
+class Progress(SafeConsole):
     """Prints the progress of a sweep: a live line on a terminal, otherwise a line every minute."""
 
     def __init__(self) -> None:
         # While a run trains, sys.stdout is its log.
-        self._console = SafeConsole(file=sys.stdout)
-        self._live: Live | None = None
+        super().__init__(file=sys.stdout)
         self._printed = time.monotonic()
-
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-        self._console.say(text)
 
     def step(self, what: str, later: float, step: int, total: int, eta: float) -> None:
         """Show a step of the run `what`, with the time left for the run and for the sweep.
@@ -74,14 +64,11 @@ class Progress:
         whole = eta * total / max(total - step, 1)
         left = f"ETA {duration(eta)}, of the sweep {duration(eta + later * whole)}"
         text = f"{what}: step {step}/{total}, {left}"
-        if self._console.is_terminal:
-            if self._live is None:
-                self._live = Live(console=self._console, transient=True, auto_refresh=False)
-                self._live.start()
-            self._live.update(Text(text), refresh=True)
+        if self.is_terminal:
+            self.show(text)
         elif time.monotonic() - self._printed >= QUIET_SECONDS:
             self._printed = time.monotonic()
-            self._console.say(text)
+            self.say(text)
 
 
 class Bench:

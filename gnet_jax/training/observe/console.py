@@ -179,11 +179,26 @@ class SafeConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, emoji=False, **options)
+        self._shown: Live | None = None
 
     def say(self, text: str) -> None:
         """Print text without interpreting markup, and add it to the host's log if there is one."""
+        self.erase()
         LOG.info(text)
         self.print(text, markup=False, soft_wrap=True)
+
+    def show(self, text: str) -> None:
+        """Show a line on a terminal until the next `show`, `say` or `erase`."""
+        if self._shown is None:
+            self._shown = Live(console=self, transient=True, auto_refresh=False)
+            self._shown.start()
+        self._shown.update(Text(text), refresh=True)
+
+    def erase(self) -> None:
+        """Erase the line of `show`."""
+        if self._shown is not None:
+            self._shown.stop()
+            self._shown = None
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print. If that fails, warn once on standard error and discard further output."""
@@ -225,7 +240,6 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         self._workdir, self._enabled, self._total = workdir, enabled, total_steps
         self.watch = watch or Stopwatch()
         self._console = SafeConsole(quiet=not enabled)
-        self._live: Live | None = None
         self._metrics = MetricsFile(workdir / "metrics.jsonl")
         self._unwritten: list[tuple[int, dict[str, float]]] = []  # because the disk was full
         self._board = Board(workdir / "tensorboard", purge_step=start_step + 1)
@@ -238,11 +252,10 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
                 track.log(line.pop("step"), line)
 
     def __exit__(self, *_: object) -> None:
-        self._clear()
+        self._console.erase()
         self._board.close()
 
     def say(self, text: str) -> None:
-        self._clear()
         self._console.say(text)
 
     def account(self, step: int) -> dict[str, float]:
@@ -282,11 +295,8 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         if not self._console.is_terminal:
             self._console.say(line)
             return
-        if self._live is None:
-            self._live = Live(console=self._console, transient=True, auto_refresh=False)
-            self._live.start()
         LOG.info(line)
-        self._live.update(Text(line), refresh=True)
+        self._console.show(line)
 
     def evaluation(self, step: int, values: dict[str, float], best: bool) -> None:
         self._log(step, values)
@@ -318,11 +328,6 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
             self._board.add(step, values)
         except OSError as error:
             self.say(f"warning: step {step} could not be logged ({error.strerror or error})")
-
-    def _clear(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
 
 
 class Meter:
