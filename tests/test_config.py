@@ -107,6 +107,7 @@ FIELDS = {
     "optim.freeze": ([], [("conv*",)], ["conv*"]),
     "optim.loaded_lr_factor": (1.0, [0.0], [-1e-6]),
     "optim.accumulate": (1, [2], [0]),
+    "optim.mirrored_pairs": (False, [True], []),
     "optim.averaging": ("none", ["polyak", "ema"], ["swa"]),
     "optim.ema_decay": (0.999, [0.0, 0.9999], [1.0, -1e-6]),
     "optim.average_from": (0.0, [249.0], [250.0, -1e-6]),

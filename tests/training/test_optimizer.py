@@ -369,9 +369,10 @@ def test_every_field_of_the_optimiser_changes_the_run(name):
 
 
 def test_no_field_of_the_optimiser_is_forgotten():
-    """`accumulate` belongs to the step; test_step.py has it. `scaled` uses the other two."""
+    """`accumulate` belongs to the step, `scaled` uses the next two, test_mirror.py has the last."""
+    others = {"accumulate", "scale_learning_rate", "reference_batch", "mirrored_pairs"}
     names = {field.name for field in dataclasses.fields(OptimConfig)}
-    assert names == FIELDS.keys() | {"accumulate", "scale_learning_rate", "reference_batch"}
+    assert names == FIELDS.keys() | others
 
 
 def test_clipping_limits_the_global_norm():
