@@ -383,6 +383,11 @@ def check(config: Config) -> None:
             f"optim.reference_batch is {config.optim.reference_batch}, but the learning rate "
             "is not scaled; add --optim.scale-learning-rate linear, or leave it out"
         )
+    if config.optim.mirrored_pairs and config.init is not None:
+        raise ConfigError(
+            f"init is {config.init}, but optim.mirrored_pairs is only for training from scratch; "
+            "leave one of them out"
+        )
     if config.data.decoder != "pillow" and config.augment.interpolation != "bilinear":
         limit = f"augment.interpolation {config.augment.interpolation} requires pillow"
         raise ConfigError(f"data.decoder is {config.data.decoder}; {limit}")

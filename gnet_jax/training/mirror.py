@@ -24,7 +24,7 @@ from gnet_jax.model.architecture import Architecture
 
 def mirrored(params: Any) -> Any:
     """Returns the parameters with mirrored kernels, and with the channels of each pair exchanged.
-    The networks of `params` and `mirrored(params)` give the same classes to mirrored images.
+    Their network computes from a mirror image what that of `params` computes from the image.
     """
 
     def mirror(path: Any, x: jax.Array) -> jax.Array:
@@ -66,9 +66,16 @@ def check_pairs(arch: Architecture, params: Any) -> None:
     """Raise a ConfigError if a network cannot have its kernels in pairs.
     `params` has its parameters or their shapes.
     """
-    if arch.norm == "lrn" or arch.own_parts:
-        part = "LRN mixes neighbouring channels" if arch.norm == "lrn" else "own parts may differ"
-        raise ConfigError(f"optim.mirrored_pairs requires a network with batch norm; {part}")
+    if arch.norm == "lrn":
+        raise ConfigError(
+            "optim.mirrored_pairs cannot be used with LRN, which mixes neighbouring channels; "
+            "add --model.norm batch_norm"
+        )
+    if arch.own_parts:
+        raise ConfigError(
+            f"optim.mirrored_pairs cannot be used with {arch.own_parts[0]}, which may treat the "
+            "channels of a pair differently"
+        )
     for path, x in jax.tree.leaves_with_path(params):
         for axis in _paired_axes(path, x):
             if x.shape[axis] % 2:

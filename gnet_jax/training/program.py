@@ -261,8 +261,6 @@ def make_program(
     roles_by_path(shapes["params"])  # raises for parameters that the optimiser has no rule for
     check_freeze(config.optim.freeze, shapes["params"])
     if config.optim.mirrored_pairs:
-        if pretrained is not None:
-            raise ConfigError("optim.mirrored_pairs has no use with init; leave one of them out")
         check_pairs(model.arch, shapes["params"])
     takeover = pretrained and compare(shapes, pretrained, tuple(class_names))
     loaded = frozenset(takeover.loaded if takeover else ())

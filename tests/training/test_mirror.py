@@ -81,8 +81,8 @@ def test_training_keeps_the_pairs(optimizer, tmp_path):
     ("changes", "message"),
     [
         ({"width_multiplier": 1 / 16}, "even numbers of channels"),
-        ({"variant": "paper"}, "LRN mixes"),
-        ({"norm": "tests/odd_nets.py:group_norm"}, "own parts"),
+        ({"variant": "paper"}, "cannot be used with LRN"),
+        ({"norm": "tests/odd_nets.py:group_norm"}, "treat the channels of a pair differently"),
     ],
 )
 def test_networks_without_pairs_are_refused(changes, message, tmp_path):
