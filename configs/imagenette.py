@@ -10,8 +10,8 @@ three eighths of the paper's width, with both auxiliary heads; every second filt
 image of the one before. In the first half of the steps, images are reduced to 96x96 pixels; such a
 step takes about half the time of a full one.
 
-Measured on photos that were warped to 160x160 pixels: 88.13 % of the validation photos after 18 min 22 s
-on 2 CPU cores with AVX-512. This time includes 103 s of compilation and 40 s of validation.
+Measured on photos that were warped to 160x160 pixels: 88.13 % of the validation photos after 18 min
+22 s on 2 CPU cores with AVX-512. This time includes 103 s of compilation and 40 s of validation.
 The optimiser's settings were chosen on CIFAR-10 (docs/accuracy.md).
 """
 
