@@ -168,8 +168,8 @@ class OptimConfig:
     optimizer: Literal["sgd", "nesterov", "rmsprop", "adamw", "lars", "lamb", "muon"] = "sgd"
     """sgd: SGD with momentum (the paper). nesterov: SGD with Nesterov momentum.
     rmsprop, adamw: as in optax. lars, lamb: SGD and Adam for large batches (docs/pods.md).
-    muon: orthogonal steps for kernels of convolutions; learns in few epochs. Other parameters
-    are trained by Adam with a tenth of the rate."""
+    muon: orthogonal steps for kernels of convolutions; learns in few epochs.
+    The rest is then trained by Adam with a tenth of the rate."""
     learning_rate: Annotated[Positive, arg(aliases=["--lr"])] = 0.01
     """Peak learning rate for the whole batch, over all devices and hosts."""
     scale_learning_rate: Literal["linear", "sqrt"] | None = None
