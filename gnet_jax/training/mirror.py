@@ -23,7 +23,7 @@ from gnet_jax.model.architecture import Architecture
 
 
 def mirrored(params: Any) -> Any:
-    """Returns the parameters with mirrored kernels, and with the channels of each pair exchanged.
+    """Mirrors the kernels, and exchanges the channels of each pair. Returns the new parameters.
     Their network computes from a mirror image what that of `params` computes from the image.
     """
 

@@ -83,8 +83,11 @@ class Program:
         """
         config = self.config
         augment_batch = augmentation(config, self.model.arch.num_classes, size)
-        options: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer}
-        options["loss"] = config.loss
+        options: dict[str, Any] = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "loss": config.loss,
+        }
         gradient = compute_gradient
         if config.optim.accumulate > 1:
             gradient = gradients.accumulated_gradient(config.optim.accumulate)

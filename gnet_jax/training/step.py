@@ -207,7 +207,7 @@ def eval_step(
 
 
 def sum_metrics(logits_BK: jax.Array, label_B: jax.Array, mask_B: jax.Array) -> Metrics:
-    """Returns the sums that `eval_step` explains, for the logits of one head."""
+    """Returns the metrics of one head, summed over the examples in the mask; see `eval_step`."""
     losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, label_B)
     _, best_B5 = jax.lax.top_k(logits_BK, min(5, logits_BK.shape[-1]))
     hits_B5 = (best_B5 == label_B[:, None]) & mask_B[:, None]

@@ -190,5 +190,5 @@ def test_a_run_that_was_stopped_exits_with_128_and_the_signal(
     assert ("SIGTERM" in capsys.readouterr().out) == (code == signal.SIGTERM)
 
 
-def tiny_run_of(config):
+def tiny_run_of(config, _):
     return with_program(prepare(config), model=GoogLeNet(tiny_arch()))

@@ -57,7 +57,8 @@ def top_images(
     *,
     threads: int = 4,
 ) -> tuple[dict[int, list[Example]], list[tuple[str, UserError]]]:
-    """Returns at most `top` examples of each channel, the strongest first, and the errors.
+    """Returns two values: at most `top` examples of each channel, the strongest first, and the
+    name and error of each image that cannot be read.
 
     Images in which a channel is 0 everywhere are not examples of it. `layer` is a key of
     `endpoints`.

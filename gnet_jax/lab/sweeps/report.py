@@ -220,13 +220,15 @@ def _other_data(sweep: SweepRecord, row: Row) -> list[str]:
         return [f"{row.name}: validated on other images than other runs; do not compare it."]
     if len(own.get("train", ())) > 1:
         return [f"{row.name}: its runs were trained on different images; do not compare it."]
+    if own.get("train") == others.get("train"):
+        return []
     sources = {sweep.configs[each].get("data.source") for each in (row.name, name)}
-    if own.get("train") != others.get("train") and len(sources) == 1:
-        return [
-            f"{row.name}: trained on other images than {name}, although data.source is the same; "
-            "do not compare it."
-        ]
-    return []
+    if len(sources) > 1:
+        return []
+    return [
+        f"{row.name}: trained on other images than {name}, although data.source is the same; "
+        "do not compare it."
+    ]
 
 
 def _other_settings(baseline: Row, done: Sequence[Row]) -> list[str]:
