@@ -20,6 +20,7 @@ import dataclasses
 from common import IMAGENETTE_64
 
 from gnet_jax.config import AugmentConfig, Config, LossConfig, ModelConfig
+from gnet_jax.model.widths import Widths
 
 
 def get_config() -> Config:
@@ -33,8 +34,8 @@ def get_config() -> Config:
         model=ModelConfig(
             variant="batch_norm",
             width_multiplier=0.375,
-            # Three eighths of the paper's reductions before the 5x5 convolutions are odd, 9.
-            widths=("4b=60,42,84,10,24,24", "4c=48,48,96,10,24,24"),
+            # Mirrored pairs need even numbers; three eighths of the reductions to 24 would be 9.
+            widths={"4b": Widths(60, 42, 84, 10, 24, 24), "4c": Widths(48, 48, 96, 10, 24, 24)},
             dropout=0.2,
             aux_dropout=0.2,
         ),
