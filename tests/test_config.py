@@ -163,8 +163,8 @@ def test_limits_that_depend_on_another_field():
     with pytest.raises(ConfigError, match=r"^optim\.reference_batch is 512, .*scale-learning-rate"):
         check(Config(optim=OptimConfig(reference_batch=512)))
     check(Config(optim=OptimConfig(mirrored_pairs=True)))
-    with pytest.raises(ConfigError, match=r"^init is caffe, but optim\.mirrored_pairs"):
-        check(Config(init="caffe", optim=OptimConfig(mirrored_pairs=True)))
+    with pytest.raises(ConfigError, match=r"mirrored_pairs .* augment\.flip is False"):
+        check(Config(augment=AugmentConfig(flip=False), optim=OptimConfig(mirrored_pairs=True)))
     check(Config(data=DataConfig(image_size=300, resize_to=300)))
     with pytest.raises(ConfigError, match=r"^data\.resize_to is 256; .* 300 \(image_size\)"):
         check(Config(data=DataConfig(image_size=300)))

@@ -383,10 +383,10 @@ def check(config: Config) -> None:
             f"optim.reference_batch is {config.optim.reference_batch}, but the learning rate "
             "is not scaled; add --optim.scale-learning-rate linear, or leave it out"
         )
-    if config.optim.mirrored_pairs and config.init is not None:
+    if config.optim.mirrored_pairs and not config.augment.flip:
         raise ConfigError(
-            f"init is {config.init}, but optim.mirrored_pairs is only for training from scratch; "
-            "leave one of them out"
+            "optim.mirrored_pairs assumes that mirror images have the same class, but augment.flip "
+            "is False; change one of them"
         )
     if config.data.decoder != "pillow" and config.augment.interpolation != "bilinear":
         limit = f"augment.interpolation {config.augment.interpolation} requires pillow"

@@ -15,6 +15,11 @@ def with_start(config: Config) -> tuple[Config, TrainedModel | None]:
     """
     if config.init is None:
         return config, None
+    if config.optim.mirrored_pairs:  # said before a download
+        raise ConfigError(
+            f"init is {config.init}, but optim.mirrored_pairs is only for training from scratch; "
+            "leave out init, or use --optim.mirrored-pairs False"
+        )
     from gnet_jax.convert.read import read
 
     pretrained = read(typed_path(config.init))

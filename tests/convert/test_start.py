@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gnet_jax.config import Config, ConfigError, DataConfig, Preprocessing
+from gnet_jax.config import Config, ConfigError, DataConfig, OptimConfig, Preprocessing
 from gnet_jax.convert import read as read_module
 from gnet_jax.convert.start import with_preprocessing, with_start
 
@@ -41,3 +41,6 @@ def test_without_init_nothing_is_read_and_with_it_the_named_model(monkeypatch):
     assert config.data.preprocessing == CAFFE
     with_start(Config(init="~nobody-here/weights"))
     assert asked == [Path.home() / "weights", Path("~nobody-here/weights")]
+    with pytest.raises(ConfigError, match=r"^init is caffe, .*--optim\.mirrored-pairs False"):
+        with_start(Config(init="caffe", optim=OptimConfig(mirrored_pairs=True)))
+    assert len(asked) == 2
