@@ -6,9 +6,10 @@ kernel of a layer stays the same when its columns are mirrored and the channels 
 inputs and outputs change places. So half of the parameters are free, and an image teaches the
 network as much as it and its mirror image together. The parameters are stored like all others.
 
-Only max pools with a stride of 2 treat the two images differently: on maps of an even size, their
-windows begin at the left edge and exceed the right one. The auxiliary heads have no pairs, because
-their linear layers depend on the position in the image.
+Two things treat the images differently: layers with a stride of 2 on maps of an even size, because
+their windows begin at the left edge and exceed the right one; and, slightly, the mean and variance
+of batch norm, which come from batches that contain only one of the two images. The auxiliary heads
+have no pairs, because their linear layers depend on the position in the image.
 """
 
 from typing import Any
